@@ -1,0 +1,533 @@
+"""The solver against independent truth: POT's linear programme, the paper's algorithms transcribed
+plainly, closed forms and finite differences."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.published import algorithm_1, algorithm_2
+from ipot import ipot_barycenter, ipot_WD, solve
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDE_EXPONENT = np.finfo(np.longdouble).maxexp > 2000
+
+
+def random_problem(seed, n, m, dtype=np.float64, zeros=False, ties=False, scale=1.0, mass=1.0):
+    """Cost (n, m) of any sign and weights of equal mass, with zeros and ties if asked."""
+    rng = np.random.default_rng(seed)
+    M = rng.integers(-2, 4, (n, m)) if ties else rng.normal(0.3, 1.0, (n, m))
+    a, b = rng.uniform(0.1, 1, n), rng.uniform(0.1, 1, m)
+    if zeros:
+        a[rng.permutation(n)[: n // 3]] = 0
+        b[rng.permutation(m)[: m // 3]] = 0
+    a, b = mass * a / a.sum(), mass * b / b.sum()
+    return (scale * M).astype(dtype), a.astype(dtype), b.astype(dtype)
+
+
+problems = st.builds(
+    random_problem,
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 20),
+    m=st.integers(1, 20),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    zeros=st.booleans(),
+    ties=st.booleans(),
+    scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6]),
+    mass=st.sampled_from([1.0, 1e-3, 250.0]),
+)
+relative_betas = st.floats(-4, 4).map(lambda x: 10.0**x)
+
+
+def exact_value(M, a, b):
+    """W by POT's network simplex, in float64."""
+    M, a, b = (np.asarray(x, dtype=np.float64) for x in (M, a, b))
+    if 1 in M.shape:  # one plan only; POT reports some of these as infeasible
+        return float(np.sum(M * np.outer(a, b / b.sum())))
+    return ot.emd2(a, b * (a.sum() / b.sum()), M, numItermax=10**6)
+
+
+def cost_range(M):
+    return float(np.ptp(M)) or 1.0
+
+
+# ---------------------------------------------------------------------------------------- solve
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems, relative_betas, st.integers(1, 60), st.sampled_from([1, 1, 3]))
+def test_solve_certifies_the_truth(problem, beta, max_iter, inner_iter):
+    M, a, b = problem
+    result = solve(M, a, b, beta=beta * cost_range(M), max_iter=max_iter, inner_iter=inner_iter)
+    W = exact_value(M, a, b)
+    mass, size = float(a.sum()), float(np.abs(M).max()) * float(a.sum())
+    rounding = np.finfo(M.dtype).eps
+
+    assert result.plan.dtype == M.dtype and result.plan.shape == M.shape
+    assert np.isfinite(result.plan).all() and (result.plan >= 0).all()
+    np.testing.assert_allclose(result.plan.sum(1, dtype=float), a, atol=8 * rounding * mass)
+    np.testing.assert_allclose(result.plan.sum(0, dtype=float), b, atol=8 * rounding * mass)
+    np.testing.assert_allclose(
+        np.sum(result.plan.astype(float) * M), result.value, atol=8 * rounding * size
+    )
+    # The truth is bracketed to the rounding of the linear programme, also in float32.
+    assert result.lower_bound <= W + 1e-13 * size
+    assert W - 1e-13 * size <= result.value
+    assert 0 <= result.gap < np.inf
+    f, g = (x.astype(float) for x in result.potentials)
+    assert (f[:, None] + g[None, :] <= M.astype(float)).all()
+    assert result.n_iter == max_iter
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems, st.sampled_from([1e-1, 1e-2, 1e-3]))
+def test_tol_is_reached_or_reported(problem, tol):
+    M, a, b = problem
+    result = solve(M, a, b, tol=tol, max_iter=3000)
+    W = exact_value(M, a, b)
+    rounding = 32 * np.finfo(M.dtype).eps * float(np.abs(M).max()) * float(a.sum())
+    assert result.converged == (result.n_iter < 3000 or result.gap <= tol * abs(result.value))
+    if result.converged:
+        assert abs(result.value - W) <= tol * abs(result.value) + rounding
+
+
+def test_value_converges_to_the_linear_programme():
+    rng = np.random.default_rng(0)
+    M = ot.dist(rng.normal(size=(60, 2)), rng.normal(size=(50, 2)))
+    W = exact_value(M, np.full(60, 1 / 60), np.full(50, 1 / 50))
+    gaps = [solve(M, max_iter=n).value / W - 1 for n in (10, 100, 1000, 10000)]
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-4
+    result = solve(M, max_iter=20000, tol=1e-4)
+    assert result.converged and result.lower_bound <= W * (1 + 1e-12)
+
+
+def test_default_beta_is_a_twentieth_of_the_range_of_costs_that_matter():
+    M, a, b = random_problem(3, 12, 9, zeros=True)
+    active = M[np.ix_(a > 0, b > 0)]
+    by_hand = solve(M, a, b, beta=0.05 * np.ptp(active), max_iter=30)
+    np.testing.assert_allclose(solve(M, a, b, max_iter=30).plan, by_hand.plan, rtol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2.0**-20, 2.0**10]), st.floats(-5, 5))
+def test_scaling_and_shifting_the_cost_changes_nothing_else(seed, scale, shift):
+    M, a, b = random_problem(seed, 9, 7, zeros=True)
+    base = solve(M, a, b, max_iter=40)
+    scaled = solve(scale * M, a, b, max_iter=40)
+    np.testing.assert_allclose(scaled.plan, base.plan, atol=1e-12)
+    np.testing.assert_allclose(scaled.lower_bound, scale * base.lower_bound, rtol=1e-9)
+    shifted = solve(M + shift, a, b, max_iter=40)
+    np.testing.assert_allclose(shifted.plan, base.plan, atol=1e-11)
+    np.testing.assert_allclose(shifted.value, base.value + shift, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_permuting_points_permutes_the_plan(seed):
+    M, a, b = random_problem(seed, 8, 11, zeros=True)
+    rng = np.random.default_rng(seed)
+    rows, columns = rng.permutation(8), rng.permutation(11)
+    base = solve(M, a, b, max_iter=50)
+    moved = solve(M[rows][:, columns], a[rows], b[columns], max_iter=50)
+    np.testing.assert_allclose(moved.plan, base.plan[rows][:, columns], atol=1e-12)
+    np.testing.assert_allclose(moved.lower_bound, base.lower_bound, rtol=1e-10, atol=1e-12)
+
+
+def test_points_without_mass_change_nothing():
+    M, a, b = random_problem(5, 10, 9)
+    base = solve(M, a, b, max_iter=50)
+    wide = np.full((12, 11), 1e3)
+    wide[:10, :9] = M
+    padded = solve(wide, np.append(a, [0, 0]), np.append(b, [0, 0]), max_iter=50)
+    np.testing.assert_allclose(padded.plan[:10, :9], base.plan, atol=1e-13)
+    assert padded.plan[10:].sum() == 0 and padded.plan[:, 9:].sum() == 0
+    np.testing.assert_allclose(padded.lower_bound, base.lower_bound, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_batch_equals_loop(dtype):
+    parts = [random_problem(seed, 7, 5, dtype, zeros=seed % 2 == 0) for seed in range(6)]
+    M, a, b = (np.stack(x).reshape(2, 3, *x[0].shape) for x in zip(*parts))
+    batch = solve(M, a, b, max_iter=80)
+    assert batch.plan.shape == (2, 3, 7, 5) and batch.value.shape == (2, 3)
+    for k, part in enumerate(parts):
+        alone, where = solve(*part, max_iter=80), np.unravel_index(k, (2, 3))
+        tolerance = 1e-5 if dtype == np.float32 else 1e-11
+        np.testing.assert_allclose(batch.plan[where], alone.plan, atol=tolerance)
+        np.testing.assert_allclose(batch.value[where], alone.value, rtol=10 * tolerance)
+        np.testing.assert_allclose(batch.lower_bound[where], alone.lower_bound, rtol=10 * tolerance)
+
+
+def test_one_cost_serves_a_batch_of_weights_and_steps():
+    M, a, b = random_problem(1, 6, 8)
+    weights = np.stack([a, np.roll(a, 1), np.roll(a, 2)])
+    steps = np.array([0.1, 0.2, 0.4])
+    batch = solve(M, weights, b, beta=steps, max_iter=30)
+    for k in range(3):
+        alone = solve(M, weights[k], b, beta=steps[k], max_iter=30)
+        np.testing.assert_allclose(batch.plan[k], alone.plan, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numpy_equals_torch(dtype):
+    M, a, b = (torch.from_numpy(x).to(dtype) for x in random_problem(2, 9, 6))
+    from_torch, from_numpy = solve(M, a, b), solve(M.numpy(), a.numpy(), b.numpy())
+    assert isinstance(from_torch.plan, torch.Tensor) and from_torch.value.dtype == dtype
+    assert isinstance(from_numpy.plan, np.ndarray) and np.isscalar(from_numpy.value)
+    np.testing.assert_array_equal(from_torch.plan.numpy(), from_numpy.plan)
+    assert float(from_torch.lower_bound) == from_numpy.lower_bound
+
+
+def test_inputs_are_left_alone_and_lists_and_integers_are_taken():
+    M, a, b = random_problem(4, 6, 6, ties=True)
+    before = [x.copy() for x in (M, a, b)]
+    for x in (M, a, b):
+        x.setflags(write=False)
+    base = solve(M, a, b)
+    for x, y in zip((M, a, b), before):
+        np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(solve(M.astype(int), a, b).plan, base.plan)
+    np.testing.assert_array_equal(solve(M.tolist(), a.tolist(), b).plan, base.plan)
+    np.testing.assert_array_equal(solve(M[:, ::-1][:, ::-1], a, b).plan, base.plan)
+
+
+def test_gradient_is_the_envelope_and_matches_finite_differences():
+    M, a, b = random_problem(11, 5, 4)
+    tensors = [torch.from_numpy(x).requires_grad_() for x in (M, a, b)]
+    result = solve(*tensors, beta=0.02, max_iter=5000)
+    (3 * result.value).backward()
+    rng = np.random.default_rng(0)
+    step = 1e-6
+    for index, direction in enumerate((rng.normal(size=M.shape), rng.normal(size=5))):
+        if index == 1:
+            direction -= direction.mean()  # the mass of a stays that of b
+        at = [
+            exact_value(
+                *(x + sign * step * direction if k == index else x for k, x in enumerate((M, a, b)))
+            )
+            for sign in (1, -1)
+        ]
+        slope = 3 * (at[0] - at[1]) / (2 * step)
+        ours = float((tensors[index].grad.numpy() * direction).sum())
+        assert ours == pytest.approx(slope, rel=1e-5, abs=1e-7)
+    both = 1 + 1e-6  # more mass on both sides: W is homogeneous
+    slope = (exact_value(M, a * both, b * both) - exact_value(M, a, b)) / 1e-6
+    ours = float((tensors[1].grad * tensors[1]).sum() + (tensors[2].grad * tensors[2]).sum()) / 3
+    assert ours == pytest.approx(slope, rel=1e-5)
+    np.testing.assert_allclose(tensors[0].grad.numpy(), 3 * result.plan.numpy(), rtol=1e-12)
+
+
+def test_gradient_of_a_batch_reaches_a_shared_cost():
+    M, a, b = (torch.from_numpy(x) for x in random_problem(12, 5, 4))
+    M.requires_grad_()
+    result = solve(M, a, torch.stack([b, b.flip(0)]))
+    result.value.sum().backward()
+    np.testing.assert_allclose(M.grad.numpy(), result.plan.sum(0).numpy(), rtol=1e-12)
+
+
+def test_closed_forms():
+    rng = np.random.default_rng(1)
+    # A Dirac against anything: the mean cost.
+    cost = rng.normal(size=(1, 8))
+    weights = rng.dirichlet(np.ones(8))
+    result = solve(cost, None, weights)
+    assert result.value == pytest.approx(float(cost[0] @ weights)) and result.converged
+    # A cloud against itself in another order: zero, by the permutation.
+    x = rng.normal(size=(20, 3))
+    order = rng.permutation(20)
+    result = solve(ot.dist(x, x[order]), tol=1e-6, max_iter=5000)
+    assert result.converged and abs(result.value) < 1e-10
+    np.testing.assert_allclose(result.plan[order, np.arange(20)], 1 / 20, rtol=1e-6)
+    # A translation: its squared length, by the identity.
+    result = solve(ot.dist(x, x + np.array([3.0, 0.0, 4.0])), tol=1e-8, max_iter=5000)
+    assert result.value == pytest.approx(25, rel=1e-7)
+    # On a line: the sorted points.
+    y = rng.normal(size=20)
+    result = solve((x[:, :1] - y[None, :]) ** 2, tol=1e-5, max_iter=20000)
+    sorted_cost = np.mean((np.sort(x[:, 0]) - np.sort(y)) ** 2)
+    assert result.lower_bound <= sorted_cost * (1 + 1e-12) and result.value >= sorted_cost * (
+        1 - 1e-12
+    )
+    assert result.converged
+
+
+def test_float32_survives_what_underflows_float32():
+    rng = np.random.default_rng(3)
+    M = (1e6 * ot.dist(rng.normal(size=(40, 2)), rng.normal(size=(30, 2)))).astype(np.float32)
+    W = exact_value(M, np.full(40, 1 / 40), np.full(30, 1 / 30))
+    for beta in (1e-4, 1e-3, 1e-2, 0.05, 1.0):
+        result = solve(M, beta=beta * np.ptp(M), max_iter=500)
+        assert result.lower_bound <= W <= result.value
+        assert result.gap < 3 * W
+
+
+# -------------------------------------------------------------------------------------- ipot_WD
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 15),
+    st.integers(1, 15),
+    relative_betas,
+    st.sampled_from([1, 1, 2, 5]),
+    st.booleans(),
+    st.integers(1, 200),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+    st.sampled_from([1.0, 30.0]),
+)
+@pytest.mark.skipif(not WIDE_EXPONENT, reason="long double has no wider exponent here")
+def test_iterates_are_algorithm_1(seed, n, m, beta, L, use_path, max_iter, scale, mass):
+    M, a, b = random_problem(seed, n, m, scale=scale, mass=mass)
+    beta = beta * cost_range(M)
+    # In double precision the transcription loses entries that underflow without becoming NaN, and
+    # with them the plan; the wider exponent of long double keeps them.
+    with np.errstate(all="ignore"):
+        plan, loss = algorithm_1(
+            *(x.astype(np.longdouble) for x in (a, b, M)),
+            np.longdouble(beta),
+            max_iter,
+            L,
+            use_path,
+        )
+    P, ours = ipot_WD(a, b, M, beta, max_iter=max_iter, L=L, use_path=use_path)
+    assert np.isfinite(P).all() and np.isfinite(ours).all() and len(ours) == max_iter
+    if np.isfinite(plan).all() and np.exp(-np.longdouble(np.ptp(M)) * max_iter / beta) > 0:
+        np.testing.assert_allclose(P, plan.astype(float), rtol=1e-9, atol=1e-9 * mass)
+        np.testing.assert_allclose(ours, loss, rtol=1e-9, atol=1e-9 * scale * mass)
+
+
+@pytest.mark.parametrize("beta", [0.05, 1.0])
+def test_iterates_are_algorithm_1_in_plain_double(beta):
+    M, a, b = random_problem(7, 40, 30)
+    plan, loss = algorithm_1(a, b, M, beta * cost_range(M), 1000)
+    P, ours = ipot_WD(a, b, M, beta * cost_range(M), max_iter=1000)
+    np.testing.assert_allclose(P, plan, atol=1e-12)
+    np.testing.assert_allclose(ours, loss, rtol=1e-11)
+
+
+def test_cross_ratio_of_the_plan_is_that_of_the_kernel():
+    M, a, b = random_problem(8, 6, 5)
+    beta, t = 0.3, 7
+    log_plan = np.log(ipot_WD(a, b, M, beta, max_iter=t, return_loss=False))
+    log_kernel = -t * M / beta
+
+    def cross(x):
+        return x[:-1, :-1] + x[1:, 1:] - x[1:, :-1] - x[:-1, 1:]
+
+    np.testing.assert_allclose(cross(log_plan), cross(log_kernel), rtol=1e-9, atol=1e-9)
+
+
+def test_zero_weights_are_those_of_the_problem_without_them():
+    M, a, b = random_problem(9, 12, 10, zeros=True)
+    rows, columns = a > 0, b > 0
+    part, loss = algorithm_1(a[rows], b[columns], M[np.ix_(rows, columns)], 0.4, 60)
+    P, ours = ipot_WD(a, b, M, 0.4, max_iter=60)
+    np.testing.assert_allclose(P[np.ix_(rows, columns)], part, atol=1e-12)
+    np.testing.assert_allclose(ours, loss, rtol=1e-11)
+    assert P.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("beta", [1e-4, 1e-2, 1.0, 1e4])
+def test_twenty_thousand_iterations(beta):
+    M, a, b = random_problem(10, 12, 15)
+    P, loss = ipot_WD(a, b, M, beta * cost_range(M), max_iter=20000)
+    assert len(loss) == 20000 and np.isfinite(loss).all() and np.isfinite(P).all()
+    np.testing.assert_allclose(P.sum(0), b, atol=1e-9)
+    if 1e-2 <= beta <= 1:
+        assert loss[-1] == pytest.approx(exact_value(M, a, b), abs=1e-4 * cost_range(M))
+
+
+def test_flags_lists_tensors_and_mass():
+    M, a, b = random_problem(13, 5, 5)
+    P, loss = ipot_WD(a, b, M)
+    assert len(loss) == 1000 and isinstance(loss, list) and isinstance(loss[0], float)
+    assert ipot_WD(a, b, M, return_map=False) == loss
+    np.testing.assert_array_equal(ipot_WD(a, b, M, return_loss=False), P)
+    assert ipot_WD(a, b, M, return_map=False, return_loss=False) is None
+    from_lists, _ = ipot_WD(a.tolist(), b.tolist(), M.tolist())
+    np.testing.assert_array_equal(from_lists, P)
+    tensors = [torch.from_numpy(x).float() for x in (a, b, M)]
+    from_torch, _ = ipot_WD(*tensors)
+    assert isinstance(from_torch, torch.Tensor) and from_torch.dtype == torch.float32
+    np.testing.assert_allclose(from_torch.numpy(), P, atol=1e-5)
+    ones, _ = ipot_WD(np.ones(5), np.ones(5), M, 0.5, 20)
+    np.testing.assert_allclose(ones, algorithm_1(np.ones(5), np.ones(5), M, 0.5, 20)[0], atol=1e-12)
+
+
+# ------------------------------------------------------------------------------ ipot_barycenter
+
+
+def published_pair(n=100):
+    """Two bumps and two bumps, not normalised: masses 2 and 1, as in the published demo."""
+    x = np.arange(n)
+    bump = lambda mean, sd: np.exp(-((x - mean) ** 2) / (2 * sd**2))  # noqa: E731
+    A = np.stack([bump(20, 5) + bump(60, 8), bump(50, 4) + bump(80, 6)], 1)
+    A *= np.array([2.0, 1.0]) / A.sum(0)
+    M = (x[:, None] - x[None, :]) ** 2.0
+    return A, M / M.max()
+
+
+@pytest.mark.parametrize("beta, iterations", [(0.1, 1), (0.1, 300), (1.0, 300), (0.02, 50)])
+def test_barycenter_is_algorithm_2(beta, iterations):
+    A, M = published_pair()
+    weights = np.array([0.3, 0.7])
+    q = algorithm_2(A / A.sum(0), M, beta, weights, iterations)
+    ours = ipot_barycenter(A, M, beta, weights, iterations)
+    np.testing.assert_allclose(ours, q / q.sum(), atol=1e-9)
+    unnormalised = algorithm_2(A, M, beta, weights, iterations)
+    np.testing.assert_allclose(ours, unnormalised / unnormalised.sum(), atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 15), st.integers(1, 4), relative_betas, st.booleans())
+def test_barycenter_is_a_histogram(seed, n, count, beta, zeros):
+    rng = np.random.default_rng(seed)
+    A = rng.uniform(0.1, 5, (n, count))
+    if zeros:
+        A[rng.uniform(size=A.shape) < 0.4] = 0
+        A[rng.integers(n)] = 1
+    M = np.abs(rng.normal(size=(n, n)))
+    weights = rng.dirichlet(np.ones(count))
+    q = ipot_barycenter(A, M, beta * cost_range(M), weights, 60)
+    assert q.shape == (n,) and np.isfinite(q).all() and (q >= 0).all()
+    assert q.sum() == pytest.approx(1, abs=1e-12)
+    order = rng.permutation(count)
+    again = ipot_barycenter(A[:, order], M, beta * cost_range(M), weights[order], 60)
+    np.testing.assert_allclose(again, q, atol=1e-8)
+
+
+def test_barycenter_ignores_inputs_of_weight_zero():
+    A, M = published_pair(40)
+    both = ipot_barycenter(A, M, 0.05, [1.0, 0.0], 200)
+    np.testing.assert_allclose(both, ipot_barycenter(A[:, :1], M, 0.05, None, 200), atol=1e-12)
+
+
+def test_barycenter_takes_lists_and_tensors():
+    A, M = published_pair(20)
+    q = ipot_barycenter(A, M, 0.1)
+    np.testing.assert_array_equal(ipot_barycenter(A.tolist(), M.tolist(), 0.1), q)
+    from_torch = ipot_barycenter(torch.from_numpy(A), torch.from_numpy(M), 0.1)
+    np.testing.assert_array_equal(from_torch.numpy(), q)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+M0, a0, b0 = np.ones((3, 4)), np.full(3, 1 / 3), np.full(4, 1 / 4)
+nan, inf = np.nan, np.inf
+BAD_PROBLEMS = [
+    (np.ones(3), a0, b0, ValueError, r"{M} must have shape \(\.\.\., n, m\)"),
+    (np.ones((0, 4)), None, b0, ValueError, "n, m >= 1"),
+    (np.ones((0, 3, 4)), a0, b0, ValueError, "n, m >= 1"),
+    (M0, np.ones(4) / 4, b0, ValueError, r"{a} must have shape \(\.\.\., 3\)"),
+    (M0, a0, a0, ValueError, r"{b} must have shape \(\.\.\., 4\)"),
+    (M0, np.array(1.0), b0, ValueError, "{a} must have shape"),
+    (np.ones((2, 3, 4)), np.ones((5, 3)) / 3, b0, ValueError, "batch dimensions do not match"),
+    (np.full((3, 4), nan), a0, b0, ValueError, "{M} must be finite"),
+    (np.where(np.eye(3, 4) > 0, inf, 1.0), a0, b0, ValueError, "3 of its 12 entries"),
+    (M0, np.array([nan, 0.5, 0.5]), b0, ValueError, "{a} must be finite"),
+    (M0, a0, np.array([inf, 0, 0, 0]), ValueError, "{b} must be finite"),
+    (M0, np.array([-0.5, 0.5, 1.0]), b0, ValueError, "{a} must be non-negative.* -0.5"),
+    (M0, np.zeros(3), b0, ValueError, "{a} must have positive mass"),
+    (M0, 2 * a0, b0, ValueError, "equal mass .*got 2 and 1"),
+    (M0, a0 * (1 + 3e-6), b0, ValueError, "equal mass"),
+    (M0, a0.astype(np.float32), b0, TypeError, "one dtype.*{a} float32"),
+    (M0, torch.from_numpy(a0), b0, TypeError, "NumPy and torch"),
+    (M0.astype(complex), a0, b0, TypeError, "{M} must be float32 or float64.*complex"),
+    (M0.astype(np.float16), None, None, TypeError, "float16"),
+    (np.array([["x"] * 4] * 3), a0, b0, TypeError, "{M} must be float32"),
+    ([[1, 2], [3]], None, None, ValueError, "{M} is not a rectangular array"),
+]
+
+
+@pytest.mark.parametrize("M, a, b, error, message", BAD_PROBLEMS)
+def test_bad_problems_are_refused(M, a, b, error, message):
+    with pytest.raises(error, match=message.format(M="M", a="a", b="b")):
+        solve(M, a, b)
+    if a is not None and b is not None:
+        with pytest.raises(error, match=message.format(M="C", a="a1", b="a2")):
+            ipot_WD(a, b, M)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"beta": 0}, ValueError, "beta must be positive"),
+        ({"beta": -1.0}, ValueError, "beta must be positive"),
+        ({"beta": nan}, ValueError, "beta must be positive"),
+        ({"beta": 1e-14}, ValueError, "at least 1e-12 of the cost's range"),
+        ({"beta": "small"}, TypeError, "beta must be a number"),
+        ({"beta": np.ones(2)}, ValueError, "batch shape"),
+        ({"max_iter": 0}, ValueError, "max_iter must be at least 1"),
+        ({"max_iter": 10.5}, TypeError, "max_iter must be an integer"),
+        ({"max_iter": True}, TypeError, "max_iter must be an integer"),
+        ({"inner_iter": 0}, ValueError, "inner_iter must be at least 1"),
+        ({"tol": -1e-3}, ValueError, "tol must be None or a finite number"),
+        ({"tol": nan}, ValueError, "tol must be"),
+        ({"tol": "low"}, TypeError, "tol must be a number"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        solve(M0 + np.arange(4), a0, b0, **options)
+
+
+def test_devices_must_agree():
+    with pytest.raises(ValueError, match="one device; got cpu, meta"):
+        solve(torch.ones(3, 4), torch.ones(3, device="meta"), torch.ones(4))
+
+
+def test_mass_may_differ_by_the_tolerance_of_the_dtype():
+    assert np.isfinite(solve(M0, a0 * (1 + 5e-7), b0).value)
+    a32, b32 = a0.astype(np.float32), b0.astype(np.float32)
+    assert np.isfinite(solve(M0.astype(np.float32), a32 * np.float32(1 + 5e-5), b32).value)
+    with pytest.raises(ValueError, match="equal mass"):
+        solve(M0.astype(np.float32), a32 * np.float32(1 + 2e-4), b32)
+
+
+@pytest.mark.parametrize(
+    "A, M, weights, message",
+    [
+        (np.ones(3), np.ones((3, 3)), None, "A must have shape"),
+        (np.ones((3, 0)), np.ones((3, 3)), None, "A must have shape"),
+        (np.ones((3, 2)), np.ones((3, 4)), None, "M must have shape"),
+        (np.array([[1.0, 0], [1, 0]]), np.ones((2, 2)), None, "positive mass"),
+        (np.array([[1.0, -1], [1, 2]]), np.ones((2, 2)), None, "non-negative"),
+        (np.array([[1.0, nan], [1, 2]]), np.ones((2, 2)), None, "finite"),
+        (np.ones((3, 2)), np.full((3, 3), nan), None, "M must be finite"),
+        (np.ones((3, 2)), np.ones((3, 3)), np.ones(3) / 3, "weights must have shape"),
+        (np.ones((3, 2)), np.ones((3, 3)), np.array([0.5, 0.6]), "weights must sum to 1"),
+        (np.ones((3, 2)), np.ones((3, 3)), np.array([1.5, -0.5]), "weights must be non-negative"),
+    ],
+)
+def test_bad_barycenter_input_is_refused(A, M, weights, message):
+    with pytest.raises(ValueError, match=message):
+        ipot_barycenter(A, M, 0.1, weights)
+
+
+# ------------------------------------------------------------------------------- the file alone
+
+
+def test_the_file_works_alone(tmp_path):
+    shutil.copy(ROOT / "ipot.py", tmp_path)
+    code = "import ipot; print(ipot.solve([[0.0, 1.0], [1.0, 0.0]], tol=1e-3).converged)"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "True", run.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
+        M, a, b = (torch.from_numpy(x).to(dtype) for x in random_problem(6, 70, 50, zeros=True))
+        on_cpu, on_cuda = solve(M, a, b), solve(M.cuda(), a.cuda(), b.cuda())
+        assert on_cuda.plan.is_cuda and on_cuda.plan.dtype == dtype
+        np.testing.assert_allclose(on_cuda.plan.cpu().numpy(), on_cpu.plan.numpy(), atol=tolerance)
