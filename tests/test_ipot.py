@@ -75,7 +75,7 @@ def test_solve_certifies_the_truth(problem, beta, max_iter, inner_iter):
     np.testing.assert_allclose(result.plan.sum(1, dtype=float), a, atol=8 * rounding * mass)
     np.testing.assert_allclose(result.plan.sum(0, dtype=float), b, atol=8 * rounding * mass)
     np.testing.assert_allclose(
-        np.sum(result.plan.astype(float) * M), result.value, atol=8 * rounding * size
+        np.sum(result.plan.astype(float) * M), result.value, atol=32 * rounding * size
     )
     # The truth is bracketed to the rounding of the linear programme, also in float32.
     assert result.lower_bound <= W + 1e-13 * size

@@ -1,0 +1,1 @@
+"""What the training script draws on: targets, metrics, figures and checkpoints."""

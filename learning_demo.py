@@ -1,0 +1,393 @@
+"""Train a generator by minimising the Wasserstein distance that IPOT computes; no discriminator.
+
+    python learning_demo.py
+    python learning_demo.py --data-type mixture --seed 1
+    python learning_demo.py --resume outputs/mixture
+
+Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
+the generator turns noise into points x, IPOT finds the cheapest plan P that moves them onto a
+minibatch y of the target, and the gradient of the transport cost, 2 (x_i / n - sum_j P_ij y_j) for
+each point (envelope theorem: the plan counts as constant; Theorem B.1 of the IPOT paper), trains
+the generator.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from tqdm import tqdm
+
+import ipot
+from generative import plots
+from generative.checkpoints import (
+    load_checkpoint,
+    new_run_folder,
+    save_checkpoint,
+    written_whole,
+)
+from generative.metrics import wasserstein_distances
+from generative.targets import TARGETS
+
+
+@dataclass
+class Config:
+    """Settings of a run; edit them here or override them on the command line."""
+
+    data_type: str = "gaussian"  # target distribution: uniform, gaussian or mixture
+    data_size: int = 50000  # samples in the data set
+    batchsize: int = 512  # samples in a minibatch, of the data and of the generator
+    lr: float = 1e-4  # Adam's learning rate
+    epochs: int = 1000  # training rounds
+    beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
+    plot_interval: int = 200  # rounds between figures, which are also checkpoints
+
+    steps_per_epoch: int = 2  # minibatches, and so updates of the generator, in a round
+    num_proximal: int = 50  # IPOT iterations for each plan
+    z_dim: int = 2  # dimensions of the noise, uniform in [-1, 1]
+    x_dim: int = 1  # dimensions of a sample; the targets here have 1
+    g_dim: int = 128  # width of the generator's first hidden layer; the second has half
+    average: float = 0.98  # decay per round of the average of weights that samples are drawn with
+    seed: int = 0  # one seed for data, weights and noise
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+    output_dir: str = "outputs"  # each run makes a folder of its own in here
+    resume: str = ""  # folder of a run to go on with; its own settings apply, but epochs may grow
+    show: bool = True  # show the fit in a window while it trains, where there is a display
+
+
+class Generator(nn.Module):
+    """Noise to samples: three linear layers with BatchNorm and LeakyReLU between them.
+
+    The data's mean and standard deviation scale the output, so that the layers work in standard
+    units whatever the target's are.
+    """
+
+    def __init__(self, z_dim: int, g_dim: int, x_dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(z_dim, g_dim),
+            nn.BatchNorm1d(g_dim),
+            nn.LeakyReLU(0.2),
+            nn.Linear(g_dim, g_dim // 2),
+            nn.BatchNorm1d(g_dim // 2),
+            nn.LeakyReLU(0.2),
+            nn.Linear(g_dim // 2, x_dim),
+        )
+        self.register_buffer("mean", torch.zeros(x_dim))
+        self.register_buffer("std", torch.ones(x_dim))
+
+    def initialise(self, data: Tensor, rng: torch.Generator) -> None:
+        """Xavier normal weights, zero biases; mean and standard deviation of data (n, x_dim)."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight, generator=rng)
+                nn.init.zeros_(layer.bias)
+        self.mean.copy_(data.mean(0))
+        self.std.copy_(data.std(0))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Noise (n, z_dim) to samples (n, x_dim)."""
+        return self.mean + self.std * self.layers(z)
+
+
+def transport_step(
+    generator: Generator, optimizer: torch.optim.Optimizer, z: Tensor, y: Tensor, config: Config
+) -> Tensor:
+    """One update of the generator; returns the squared W2 distance between the two minibatches."""
+    x = generator(z)
+    cost = torch.cdist(x.detach(), y).square()
+    # The same plan as for the cost scaled to [0, 1], whose step is config.beta.
+    beta = config.beta * cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
+    transport = ipot.solve(cost, beta=beta, max_iter=config.num_proximal)
+    # mean ||x_i - n sum_j P_ij y_j||^2, destinations held fixed, has the envelope gradient.
+    destination = len(x) * (transport.plan @ y)
+    loss = (x - destination).square().sum(1).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return transport.value
+
+
+class Training:
+    """All state of a run: what a checkpoint holds and an update changes."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.device = torch.device(_device_name(config.device))
+        self.target = TARGETS[config.data_type]
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.data = self.target.draw(config.data_size, self.rng)
+        self.generator = Generator(config.z_dim, config.g_dim, config.x_dim).to(self.device)
+        self.generator.initialise(self.data, self.rng)
+        self.averaged = AveragedModel(
+            self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
+        )
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.lr, fused=True)
+        self.epoch = 0
+        self.seconds = 0.0
+        self.losses: list[Tensor] = []  # since the last row of the history
+        self.history: list[dict] = []
+        self.frames: list[list[float]] = []  # histograms, one for each row of the history
+
+    def noise(self, n: int, rng: torch.Generator) -> Tensor:
+        return 2 * torch.rand(n, self.config.z_dim, generator=rng, device=self.device) - 1
+
+    def run_epoch(self) -> None:
+        """`steps_per_epoch` updates on minibatches that walk through the data set."""
+        size = self.config.batchsize
+        for step in range(self.config.steps_per_epoch):
+            start = (self.epoch * self.config.steps_per_epoch + step) * size
+            index = (start + torch.arange(size, device=self.device)) % len(self.data)
+            z = self.noise(size, self.rng)
+            loss = transport_step(self.generator, self.optimizer, z, self.data[index], self.config)
+            self.losses.append(loss)
+        self.averaged.update_parameters(self.generator)
+        self.epoch += 1
+
+    def sampler(self) -> Generator:
+        """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.
+
+        BatchNorm's own running statistics lag behind the weights and spoil the samples.
+        """
+        rng = torch.Generator(self.device).manual_seed(self.config.seed + 1)
+        size = max(2, self.config.batchsize)
+        update_bn([self.noise(size, rng) for _ in range(20)], self.averaged)
+        return self.averaged.module.eval()
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """n generated samples and two sets of n target samples, none of them seen in training."""
+        rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
+        x = self.sampler()(self.noise(n, rng))
+        return x, self.target.draw(n, rng), self.target.draw(n, rng)
+
+    def evaluate(self) -> None:
+        """Add a row to the history and a frame to the animation."""
+        x, y, _ = self.sample(10000, seed=2)
+        w1, w2 = wasserstein_distances(x, y)
+        loss = float(torch.stack(self.losses).mean())
+        self.losses.clear()
+        self.history.append({"epoch": self.epoch, "loss": loss, "w1": w1, "w2": w2})
+        self.frames.append(plots.histogram(x.cpu().numpy(), self.target).tolist())
+
+    def state(self) -> dict:
+        return {
+            "generator": self.generator.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "history": self.history,
+            "frames": self.frames,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"].cpu())
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.frames = state["history"], state["frames"]
+
+
+def train(config: Config) -> dict:
+    """Run or resume a training; write everything to the run's folder and return the metrics.
+
+    Raises
+    ------
+    ValueError
+        If a setting cannot be used; nothing has been written then.
+    """
+    config, folder = _open_run(config)
+    run = Training(config)
+    if (folder / "checkpoint.pt").exists():
+        run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
+        print(f"Resuming {folder} after epoch {run.epoch}")
+    else:
+        print(f"Writing to {folder}")
+    _write_json(folder / "config.json", dataclasses.asdict(config))
+
+    fit = plots.FitPlot(run.target)
+    live = config.show and plots.has_display()
+    if live:
+        fit.figure.show()
+    started = time.perf_counter() - run.seconds
+    with tqdm(total=config.epochs, initial=run.epoch, unit="epoch") as progress:
+        while run.epoch < config.epochs:
+            run.run_epoch()
+            progress.update()
+            at_figure = run.epoch % config.plot_interval == 0 or run.epoch == config.epochs
+            if at_figure or run.epoch % max(1, config.plot_interval // 10) == 0:
+                run.evaluate()
+                row = run.history[-1]
+                progress.set_postfix(loss=f"{row['loss']:.4f}", W1=f"{row['w1']:.4f}")
+                fit.show(run.frames[-1], _title(config, row))
+                if live:
+                    fit.refresh_window()
+            if at_figure:
+                run.seconds = time.perf_counter() - started
+                plots.save_figure(fit.figure, folder / f"fit_{run.epoch:05d}.png")
+                save_checkpoint(folder / "checkpoint.pt", run.state())
+    metrics = _finish(run, fit, folder)
+    if live:
+        fit.refresh_window()
+    else:
+        plt.close("all")
+    return metrics
+
+
+def _finish(run: Training, fit: plots.FitPlot, folder: Path) -> dict:
+    """The final figures, tables and weights."""
+    config = run.config
+    x, y, other = run.sample(50000, seed=3)
+    w1, w2 = wasserstein_distances(x, y)
+    w1_floor, w2_floor = wasserstein_distances(other, y)
+    metrics = {
+        "w1": w1,
+        "w1_floor": w1_floor,
+        "w2": w2,
+        "w2_floor": w2_floor,
+        "samples": len(x),
+        "steps": run.epoch * config.steps_per_epoch,
+        "seconds": round(run.seconds, 2),
+    }
+    _write_json(folder / "metrics.json", metrics)
+    with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(run.history[0]))
+        writer.writeheader()
+        writer.writerows(run.history)
+    with written_whole(folder / "generator.pt") as path:
+        torch.save(run.sampler().state_dict(), path)
+
+    title = f"{config.data_type}: W1 {w1:.4f}, between two target samples {w1_floor:.4f}"
+    fit.show(plots.histogram(x.cpu().numpy(), run.target), title)
+    plots.save_figure(fit.figure, folder / "final.png")
+    figure = plots.curves(run.history, w1_floor)
+    plots.save_figure(figure, folder / "curves.png")
+    titles = [_title(config, row) for row in run.history]
+    plots.save_animation(run.frames, titles, run.target, folder / "fit.gif")
+    print(
+        f"{folder}: W1 {w1:.4f} to fresh samples (two target samples: {w1_floor:.4f}) after "
+        f"{metrics['steps']} steps in {run.seconds:.0f} s; see {folder / 'final.png'}"
+    )
+    return metrics
+
+
+def _title(config: Config, row: dict) -> str:
+    return f"{config.data_type}, epoch {row['epoch']}: W1 {row['w1']:.4f}"
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# ------------------------------------------------------------------------------ settings
+
+
+def _open_run(config: Config) -> tuple[Config, Path]:
+    """Checked settings and the folder to work in."""
+    if config.resume:
+        config = _resumed(config)
+        check(config)
+        return config, Path(config.resume)
+    check(config)
+    return config, new_run_folder(config.output_dir, config.data_type)
+
+
+def _resumed(config: Config) -> Config:
+    """The settings of the run to go on with; `epochs` may be raised, nothing else changed."""
+    path = Path(config.resume) / "config.json"
+    try:
+        saved = Config(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(
+            f"resume: {config.resume} is not a run's folder (no config.json)"
+        ) from None
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"resume: {path} cannot be read: {error}") from None
+    free = {"epochs", "show", "resume", "output_dir"}
+    defaults = Config()
+    for field in dataclasses.fields(Config):
+        given, kept = getattr(config, field.name), getattr(saved, field.name)
+        if field.name not in free and given not in (kept, getattr(defaults, field.name)):
+            raise ValueError(
+                f"{field.name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
+                f"a resumed run keeps its settings"
+            )
+    epochs = saved.epochs if config.epochs == defaults.epochs else config.epochs
+    if epochs < saved.epochs:
+        raise ValueError(f"epochs: got {epochs}; a resumed run accepts {saved.epochs} or more")
+    return dataclasses.replace(saved, epochs=epochs, show=config.show, resume=config.resume)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot work, in one line that names the field.
+
+    Raises
+    ------
+    ValueError
+        With the field, what it got and what it accepts.
+    """
+    if config.data_type not in TARGETS:
+        raise ValueError(f"data_type: got {config.data_type!r}; accepts {', '.join(TARGETS)}")
+    least = {
+        "data_size": 2,
+        "batchsize": 2,
+        "epochs": 1,
+        "plot_interval": 1,
+        "steps_per_epoch": 1,
+        "num_proximal": 1,
+        "z_dim": 1,
+        "x_dim": 1,
+        "g_dim": 2,
+        "seed": 0,
+    }
+    for name, low in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
+    for name in ("lr", "beta"):
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ValueError(f"{name}: got {value!r}; accepts numbers above 0")
+    if not isinstance(config.average, (int, float)) or not 0 <= config.average < 1:
+        raise ValueError(f"average: got {config.average!r}; accepts numbers from 0 to below 1")
+    if config.x_dim != 1:
+        raise ValueError(f"x_dim: got {config.x_dim}; {config.data_type} accepts 1")
+    _device_name(config.device)
+
+
+def _device_name(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
+    return name
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        train(config)
+    except ValueError as error:
+        sys.exit(f"learning_demo.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Go on with: python learning_demo.py --resume FOLDER (printed above)")
+    if config.show and plots.has_display():
+        plt.show()
+
+
+if __name__ == "__main__":
+    main()
