@@ -218,7 +218,10 @@ def ipot_barycenter(
 ) -> Array:
     """Algorithm 2 of the IPOT paper: the Wasserstein barycenter of histograms, in float64.
 
-    Minimises sum_k weights_k W(q, p_k) over histograms q, with one plan per input.
+    Minimises sum_k weights_k W(q, p_k) over histograms q, with one plan per input. Each iteration
+    fits the plans' columns to the inputs, takes q as the geometric mean of their rows and fits the
+    rows to q, in this order: begun with the rows, fitted to the q of the step before, the iteration
+    goes to another point than the barycenter.
 
     Parameters
     ----------
@@ -258,24 +261,12 @@ def ipot_barycenter(
         raise ValueError(f"weights must have shape ({count},); got {tuple(weights.shape)}")
     weights = weights.detach().double()
     _check_weights("weights", weights)
+    step = _proximal_step(beta, *_cost_range("M", M))
     if abs(float(weights.sum()) - 1) > 1e-6:
         raise ValueError(f"weights must sum to 1; they sum to {float(weights.sum()):.9g}")
 
-    inputs = (A / A.sum(0))[:, weights > 0].T  # (K, n); an input of weight zero takes no part
-    uniform = A.new_full((n,), 1 / n)
-    ranges = _cost_range("M", M)
-    problem = _Problem(
-        M,
-        uniform,
-        inputs,
-        _proximal_step(beta, *ranges),
-        *ranges,
-        mass_b=A.new_ones(()),
-        give_back=give_back,
-    )
-    cost = _DenseCost(M, problem.beta)
-    iterate = _last(_proximal(cost, problem, numItermax, weights=weights[weights > 0]))
-    return give_back(torch.softmax(iterate.log_a, dim=-1))
+    log_q = _barycenter_iterates((A / A.sum(0)).T.log(), M / step, weights, numItermax)
+    return give_back(torch.softmax(log_q, dim=-1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -312,7 +303,6 @@ class _Iterate:
     phi: Tensor  # (..., n), float64
     psi: Tensor  # (..., m), float64
     psi_last: Tensor  # (..., m), float64: psi of iterate t - 1
-    log_a: Tensor  # (..., n), float64; changes only in a barycenter
     plan: Callable[[], Tensor] | None = None
 
     def potentials(self, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,7 +330,6 @@ class _Iterate:
             self.phi - self.t * df,
             self.psi - self.t * dg,
             self.psi_last - (self.t - 1) * dg,
-            self.log_a,
         )
 
 
@@ -351,7 +340,6 @@ def _proximal(
     inner_iter: int = 1,
     *,
     warm: bool = True,
-    weights: Tensor | None = None,
     growth: float = 4.0,
     trace: Callable[[list[Tensor]], None] | None = None,
 ) -> Iterator[_Iterate]:
@@ -361,7 +349,7 @@ def _proximal(
     again, half as long; where a single step still fails, the next ones are taken in the log domain.
     """
     iterate = _start(cost, problem)
-    options = (inner_iter, warm, weights, trace is not None)
+    options = (inner_iter, warm, trace is not None)
     longest, patience = 4, 1
     while iterate.t < max_iter:
         iterate = iterate.recentred(problem.beta)
@@ -414,14 +402,13 @@ def _scaling_steps(
     steps: int,
     inner_iter: int,
     warm: bool,
-    weights: Tensor | None,
     with_loss: bool,
 ) -> tuple[_Iterate, list[Tensor]] | None:
     """`steps` iterations by matrix-vector products; None if the scalings left the accurate
     range."""
     kernel = cost.kernel(x.f, x.g, x.t + 1, x.t + steps)
-    native, log_a = kernel.native, x.log_a
-    a, b = native(log_a.exp()), native(problem.b)
+    native = kernel.native
+    a, b = native(problem.a), native(problem.b)
     w, w_last = native((-x.psi).exp()), native((-x.psi_last).exp())
     restart = None if warm else native((-x.g / problem.beta).exp())
     losses = []
@@ -436,10 +423,6 @@ def _scaling_steps(
                 u = a / row
                 w = kernel.dot_transposed(u)
                 v = b / w
-                if weights is not None:  # q = prod_k (a_k * H_k b_k)^lambda_k
-                    shift = _log(kernel.dot(v)) - _log(row)
-                    log_a = log_a + (weights[:, None] * shift).sum(-2)
-                    a = native(log_a.exp())
             if with_loss:
                 losses.append(kernel.cost_of(u, v))
             if step + 1 < steps:
@@ -454,9 +437,7 @@ def _scaling_steps(
         in_range &= torch.stack(losses).isfinite().all()
     if not bool(in_range):
         return None
-    return _Iterate(
-        x.t + steps, x.f, x.g, phi, psi, psi_last, log_a, lambda: kernel.plan(u, v)
-    ), losses
+    return _Iterate(x.t + steps, x.f, x.g, phi, psi, psi_last, lambda: kernel.plan(u, v)), losses
 
 
 def _log_steps(
@@ -466,12 +447,11 @@ def _log_steps(
     steps: int,
     inner_iter: int,
     warm: bool,
-    weights: Tensor | None,
     with_loss: bool,
 ) -> tuple[_Iterate, list[Tensor]]:
     """`steps` iterations in the log domain and float64: slower, and safe for every beta."""
     reduced = cost.reduced(x.f, x.g, torch.float64).div_(-problem.beta[..., None])
-    log_b, log_a = problem.b.log(), x.log_a
+    log_a, log_b = problem.a.log(), problem.b.log()
     psi, psi_last = x.psi, x.psi_last
     losses = []
     for t in range(x.t + 1, x.t + steps + 1):
@@ -481,9 +461,6 @@ def _log_steps(
             phi = -torch.logsumexp(exponent + (psi + log_b)[..., None, :], -1)
             log_u = phi + log_a
             psi = -torch.logsumexp(exponent + log_u[..., :, None], -2)
-            if weights is not None:
-                shift = torch.logsumexp(exponent + (psi + log_b)[..., None, :], -1) + phi
-                log_a = log_a + (weights[:, None] * shift).sum(-2)
         if with_loss:
             exponent += log_u[..., :, None] + (psi + log_b)[..., None, :]
             losses.append((exponent.exp_() * cost.C).sum((-2, -1)))
@@ -492,7 +469,23 @@ def _log_steps(
         log_plan = reduced * t + log_u[..., :, None] + (psi + log_b)[..., None, :]
         return log_plan.exp_().to(cost.C.dtype)
 
-    return _Iterate(t, x.f, x.g, phi, psi, psi_last, log_a, plan), losses
+    return _Iterate(t, x.f, x.g, phi, psi, psi_last, plan), losses
+
+
+def _barycenter_iterates(log_p: Tensor, cost: Tensor, weights: Tensor, max_iter: int) -> Tensor:
+    """log q after `max_iter` iterations of Algorithm 2 with L = 1, in exponent form.
+
+    log_p (K, n): the inputs, with -inf where a bin is empty; cost (n, n): M / beta. Plan k is
+    diag(A_k) exp(-t cost) diag(B_k), and A_k^2 / A_k,last carries its scaling to the next step.
+    """
+    log_A = log_A_last = torch.zeros_like(log_p)
+    for t in range(1, max_iter + 1):
+        log_A_warm = 2 * log_A - log_A_last
+        log_B = log_p - torch.logsumexp(log_A_warm[:, :, None] - t * cost, 1)
+        log_row = torch.logsumexp(log_B[:, None, :] - t * cost, 2)
+        log_q = weights @ (log_A_warm + log_row)
+        log_A, log_A_last = log_q - log_row, log_A
+    return log_q
 
 
 # --------------------------------------------------------------------------------------------------

@@ -28,16 +28,21 @@ def algorithm_1(mu, nu, C, beta, max_iter, inner_iter=1, warm=True):
 
 def algorithm_2(P, C, beta, weights, max_iter):
     """Algorithm 2 with L = 1: the barycenter q of the columns of P, as it stands (not
-    renormalised)."""
+    renormalised).
+
+    The three formulas of a step in the order b, q, a, which leaves prod_k a_k^lambda_k = 1 as the
+    constraint of a common marginal asks. In the order a, b, q, with the q of the step before, that
+    is lost when G enters H, and the iteration goes to another point than the barycenter.
+    """
     n, count = P.shape
     G = np.exp(-C / beta)
     Gamma = np.ones((count, n, n))
-    b = np.full((count, n), 1 / n)
-    q = np.full(n, 1 / n)
+    a = np.ones((count, n))
     for _ in range(max_iter):
         H = G * Gamma
-        a = np.stack([q / (H[k] @ b[k]) for k in range(count)])
         b = np.stack([P[:, k] / (H[k].T @ a[k]) for k in range(count)])
-        q = np.prod([(a[k] * (H[k] @ b[k])) ** weights[k] for k in range(count)], axis=0)
+        row = np.stack([H[k] @ b[k] for k in range(count)])
+        q = np.prod([(a[k] * row[k]) ** weights[k] for k in range(count)], axis=0)
+        a = q / row
         Gamma = a[:, :, None] * H * b[:, None, :]
     return q

@@ -405,10 +405,25 @@ def test_barycenter_is_a_histogram(seed, n, count, beta, zeros):
     np.testing.assert_allclose(again, q, atol=1e-8)
 
 
-def test_barycenter_ignores_inputs_of_weight_zero():
+def test_barycenter_comes_close_to_the_linear_programme():
+    A, M = published_pair(60)
+    A = A / A.sum(0)
+
+    def objective(q):
+        return sum(0.5 * exact_value(M, q, p) for p in A.T)
+
+    exact = np.maximum(ot.lp.barycenter(A, M, np.array([0.5, 0.5])), 0)
+    best = objective(exact / exact.sum())
+    assert objective(ipot_barycenter(A, M, 0.1, numItermax=1000)) < best * (1 + 1e-4)
+    assert objective(ipot_barycenter(A, M, 0.01, numItermax=1000)) < best * (1 + 1e-4)
+
+
+def test_barycenter_of_one_input_is_that_input():
     A, M = published_pair(40)
-    both = ipot_barycenter(A, M, 0.05, [1.0, 0.0], 200)
-    np.testing.assert_allclose(both, ipot_barycenter(A[:, :1], M, 0.05, None, 200), atol=1e-12)
+    q = ipot_barycenter(A[:, :1], M, 0.05, numItermax=3000)
+    np.testing.assert_allclose(q, A[:, 0] / A[:, 0].sum(), atol=1e-6)
+    both = ipot_barycenter(A, M, 0.05, [1.0, 0.0], 3000)
+    np.testing.assert_allclose(both, q, atol=1e-9)
 
 
 def test_barycenter_takes_lists_and_tensors():

@@ -1,0 +1,264 @@
+"""How the proximal-point solver converges: IPOT beside Sinkhorn, with the exact answer as the
+truth.
+
+    python ipot_demo.py
+
+Two problems: the one-dimensional pair of the IPOT paper (mixtures of two bumps on 100 bins) and two
+clouds of 100 points in 64 dimensions. For each, the distance to the exact value W of POT's linear
+programme against iterations: the cost of the rounded plan, an upper bound, and the certified lower
+bound. IPOT reaches W whatever beta is; Sinkhorn stops at the bias of its regularisation. A second
+figure lays the plans over the exact one, as in figure 4 of the paper.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import ot
+import tyro
+from tqdm import tqdm
+
+import ipot
+from generative.checkpoints import new_run_folder
+from generative.plots import has_display, save_figure
+
+IPOT_COLORS = ("#0b3c5d", "#2f86c1", "#8cc4e8")
+SINKHORN_COLORS = ("#7c2d12", "#ea580c", "#fdba74")
+
+
+@dataclass
+class Config:
+    """Settings; edit them here or override them on the command line."""
+
+    betas: tuple[float, ...] = (0.01, 0.1, 1.0)  # IPOT's step, in units of the largest cost
+    sweeps: tuple[int, ...] = (1, 5)  # Sinkhorn sweeps in one iteration (L); a row of panels each
+    regs: tuple[float, ...] = (0.1, 0.01, 0.001)  # Sinkhorn's regularisation, in the same units
+    iterations: int = 2000  # IPOT iterations, and Sinkhorn sweeps
+    points: int = 100  # points in each 64-dimensional cloud
+    seed: int = 0  # of the clouds
+    output_dir: str = "outputs"  # a folder of its own is made in here
+    show: bool = True  # show the figures where there is a display
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Weights (n,) and (m,), cost (n, m) scaled to a largest entry of 1, and the exact solution."""
+
+    name: str
+    a: np.ndarray
+    b: np.ndarray
+    M: np.ndarray
+    exact_plan: np.ndarray
+    W: float
+
+
+def solved(name: str, a: np.ndarray, b: np.ndarray, M: np.ndarray) -> Problem:
+    M = M / M.max()
+    plan = ot.emd(a, b, M, numItermax=10**6)
+    return Problem(name, a, b, M, plan, float(np.sum(plan * M)))
+
+
+def paper_pair() -> Problem:
+    """The paper's section 4.1: two mixtures of Gaussian bumps on 100 bins, squared distance."""
+    x = np.arange(100.0)
+
+    def mixture(*parts: tuple[float, float, float]) -> np.ndarray:
+        p = sum(w * np.exp(-((x - mean) ** 2) / (2 * sd**2)) / sd for w, mean, sd in parts)
+        return p / p.sum()
+
+    a = mixture((0.5, 70, 9), (0.5, 35, 9))
+    b = mixture((0.4, 60, 8), (0.6, 40, 6))
+    return solved("1-D pair of the paper", a, b, (x[:, None] - x[None, :]) ** 2)
+
+
+def cloud_pair(points: int, seed: int) -> Problem:
+    """Two Gaussian clouds in 64 dimensions, their means one standard deviation apart."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((points, 64))
+    y = rng.standard_normal((points, 64)) + 1 / 8
+    uniform = np.full(points, 1 / points)
+    return solved("64-dimensional clouds", uniform, uniform, ot.dist(x, y))
+
+
+def ipot_gaps(problem: Problem, beta: float, sweeps: int, steps: np.ndarray) -> np.ndarray:
+    """Relative distance of the value above, and of the bound below, W; shape (2, steps)."""
+    gaps = []
+    for step in steps:
+        transport = ipot.solve(
+            problem.M, problem.a, problem.b, beta=beta, max_iter=int(step), inner_iter=sweeps
+        )
+        gaps.append((transport.value - problem.W, problem.W - transport.lower_bound))
+    return np.abs(np.transpose(gaps)) / problem.W
+
+
+def sinkhorn_gaps(problem: Problem, reg: float, steps: np.ndarray) -> np.ndarray:
+    """Relative distance of the cost of Sinkhorn's plan, rounded as IPOT's is, above W."""
+    gaps, start, done = [], None, 0
+    for step in steps:
+        plan, log = ot.sinkhorn(
+            problem.a,
+            problem.b,
+            problem.M,
+            reg,
+            method="sinkhorn_log",
+            numItermax=int(step - done),
+            stopThr=0,
+            warn=False,
+            log=True,
+            warmstart=start,
+        )
+        start, done = (log["log_u"], log["log_v"]), step
+        gaps.append(np.sum(feasible(plan, problem.a, problem.b) * problem.M) - problem.W)
+    return np.abs(gaps) / problem.W
+
+
+def feasible(plan: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Scale down rows, then columns, that carry too much; add what is missing as a product."""
+    plan = plan * np.minimum(1, a / plan.sum(1))[:, None]
+    plan = plan * np.minimum(1, b / plan.sum(0))[None, :]
+    missing_a, missing_b = a - plan.sum(1), b - plan.sum(0)
+    return plan + np.outer(missing_a, missing_b) / max(missing_a.sum(), 1e-300)
+
+
+def convergence_figure(problems: list[Problem], config: Config) -> plt.Figure:
+    """Gap to W against iterations: a column for each problem, a row for each number of sweeps."""
+    steps = np.unique(np.geomspace(1, config.iterations, 25).astype(int))
+    figure, axes = plt.subplots(
+        len(config.sweeps),
+        len(problems),
+        figsize=(11, 4 * len(config.sweeps)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    total = len(problems) * (len(config.sweeps) * len(config.betas) + len(config.regs))
+    print(f"{'relative gap after ' + str(config.iterations) + ' iterations':44s} value     bound")
+    with tqdm(total=total, unit="curve", leave=False) as progress:
+        for column, problem in enumerate(problems):
+            sinkhorn = [sinkhorn_gaps(problem, reg, steps) for reg in config.regs]
+            progress.update(len(config.regs))
+            for reg, gaps in zip(config.regs, sinkhorn):
+                tqdm.write(f"{problem.name:24s} Sinkhorn reg {reg:<7g}{gaps[-1]:9.1e}")
+            for row, sweeps in enumerate(config.sweeps):
+                panel = axes[row, column]
+                for beta, color in zip(config.betas, _colors(IPOT_COLORS, config.betas)):
+                    value, bound = ipot_gaps(problem, beta, sweeps, steps)
+                    progress.update()
+                    tqdm.write(
+                        f"{problem.name:24s} IPOT beta {beta:<5g} L {sweeps}"
+                        f"  {value[-1]:9.1e} {bound[-1]:9.1e}"
+                    )
+                    panel.loglog(steps, value, color=color, label=f"IPOT β = {beta:g}, value")
+                    panel.loglog(steps, bound, color=color, linestyle=":", label="   lower bound")
+                for reg, gaps, color in zip(
+                    config.regs, sinkhorn, _colors(SINKHORN_COLORS, config.regs)
+                ):
+                    panel.loglog(
+                        steps, gaps, color=color, linestyle="--", label=f"Sinkhorn reg = {reg:g}"
+                    )
+                panel.set(title=f"{problem.name}, L = {sweeps}", ylim=(1e-12, 30))
+                panel.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("iterations")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("|distance to W| / W")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def plans_figure(problem: Problem, config: Config) -> plt.Figure:
+    """Plans of the 1-D pair after more and more iterations, the exact plan drawn over them."""
+    steps = sorted({min(step, config.iterations) for step in (1, 20, 200, config.iterations)})
+    methods = [(f"IPOT β = {beta:g}", beta, None) for beta in config.betas]
+    methods += [(f"Sinkhorn reg = {reg:g}", None, reg) for reg in config.regs]
+    figure, axes = plt.subplots(
+        len(methods),
+        len(steps),
+        figsize=(2.3 * len(steps) + 0.6, 2.3 * len(methods)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    i, j = np.nonzero(problem.exact_plan > 1e-9)
+    for row, (name, beta, reg) in enumerate(methods):
+        for column, step in enumerate(steps):
+            if reg is None:
+                plan = ipot.ipot_WD(
+                    problem.a, problem.b, problem.M, beta, max_iter=step, return_loss=False
+                )
+            else:
+                plan = ot.sinkhorn(
+                    problem.a,
+                    problem.b,
+                    problem.M,
+                    reg,
+                    method="sinkhorn_log",
+                    numItermax=step,
+                    stopThr=0,
+                    warn=False,
+                )
+            panel = axes[row, column]
+            # Each row of the plan over its largest entry, so that thin and wide plans both show.
+            panel.imshow(plan / plan.max(1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
+            panel.plot(j, i, color="#c2410c", linewidth=0.9)
+            panel.set(xticks=[], yticks=[])
+            if row == 0:
+                panel.set_title(f"{step} iteration{'s' if step > 1 else ''}", fontsize=10)
+        axes[row, 0].set_ylabel(name, fontsize=10)
+    figure.suptitle("Plans of the 1-D pair (blue) and the exact plan (red line)", fontsize=12)
+    return figure
+
+
+def _colors(palette: tuple[str, ...], values: tuple[float, ...]) -> list[str]:
+    return [palette[k % len(palette)] for k in range(len(values))]
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot work.
+
+    Raises
+    ------
+    ValueError
+        With the field, what it got and what it accepts.
+    """
+    for name in ("betas", "regs"):
+        values = getattr(config, name)
+        if not values or not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"{name}: got {values!r}; accepts one or more numbers above 0")
+    if not config.sweeps or not all(value >= 1 for value in config.sweeps):
+        raise ValueError(f"sweeps: got {config.sweeps!r}; accepts one or more integers from 1 up")
+    for name, low in (("iterations", 1), ("points", 2), ("seed", 0)):
+        if getattr(config, name) < low:
+            raise ValueError(f"{name}: got {getattr(config, name)}; accepts integers from {low} up")
+
+
+def run(config: Config) -> Path:
+    """Make both figures in a new folder and return it."""
+    check(config)
+    folder = new_run_folder(config.output_dir, "convergence")
+    print(f"Writing to {folder}")
+    pair = paper_pair()
+    problems = [pair, cloud_pair(config.points, config.seed)]
+    save_figure(convergence_figure(problems, config), folder / "convergence.png")
+    save_figure(plans_figure(pair, config), folder / "plans.png")
+    print(f"See {folder / 'convergence.png'} and {folder / 'plans.png'}")
+    return folder
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        run(config)
+    except ValueError as error:
+        sys.exit(f"ipot_demo.py: {error}")
+    if config.show and has_display():
+        plt.show()
+
+
+if __name__ == "__main__":
+    main()
