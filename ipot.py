@@ -26,6 +26,7 @@ This file needs only NumPy and PyTorch and can be copied into any project.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ def solve(
             converged = certificate.gap_is_within(tol or 0.0)
             if last or bool(converged.all()):
                 break
+    cost.release()
     return _transport(problem, certificate, converged, iterate.t)
 
 
@@ -502,13 +504,19 @@ class _DenseCost:
         # The smallest cost of each row, and of each column in what that leaves.
         self.f = C.amin(-1)
         self.has_negative = bool((self.f < 0).any())
-        reduced = torch.sub(C, self.f[..., :, None], out=_new_matrix(C, C.shape))
+        reduced = torch.sub(C, self.f[..., :, None], out=_new_matrix(C, tuple(C.shape)))
         self.g = reduced.amin(-2)
         # G = exp(-C / beta) from reduced costs; where it fits the dtype every later kernel is a
         # product of its powers, which is cheaper than another exp.
         exponent = reduced.sub_(self.g[..., None, :]).div_(-beta[..., None].to(C.dtype))
+        self.exponential = exponent
         self.G = exponent.exp_() if bool(exponent.amin() >= -_span(C.dtype) / 2) else None
         self.space: tuple[Tensor, Tensor] | None = None  # two matrices that serve all kernels
+
+    def release(self) -> None:
+        """Keep two matrices, not the one that became the plan, for the next problem."""
+        if self.C.device.type == "cpu" and self.C.numel() <= 2**22:
+            _spare.matrices = [self.exponential, self.space[0]]
 
     def reduced(self, f: Tensor, g: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """C_ij - f_i - g_j in a new matrix."""
@@ -561,13 +569,15 @@ class _DenseCost:
 class _DenseKernel:
     """K = G^t elementwise, for one t after another.
 
-    Matrices up to 512 x 512 on the CPU are handled by NumPy, on the same memory: a call costs a
-    third of torch's, and a batch of small matrix-vector products an eighth.
+    On the CPU NumPy handles matrices of up to a megabyte, on the same memory: a call costs a third
+    of torch's, and a batch of small matrix-vector products an eighth. Larger products NumPy would
+    run in threads of its own, which then compete with torch's.
     """
 
     def __init__(self, C: Tensor, G: Tensor, K: Tensor):
         self.dtype = G.dtype
-        self.numpy = G.device.type == "cpu" and G.shape[-1] * G.shape[-2] <= 2**18
+        size = G.shape[-1] * G.shape[-2] * G.element_size()
+        self.numpy = G.device.type == "cpu" and size <= 2**20
         self.C, self.G, self.K = (self.native(x) for x in (C, G, K))
 
     def native(self, x: Tensor) -> Array:
@@ -601,11 +611,23 @@ def _span(dtype: torch.dtype) -> float:
 
 
 def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised memory. On the CPU NumPy's, which asks for huge pages: touching fresh small
-    ones can cost more than the whole iteration."""
-    if like.device.type == "cpu":
-        return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
-    return like.new_empty(shape)
+    """Uninitialised memory, from the last problem of this shape if there was one.
+
+    Touching fresh memory can cost more than the iterations: the system clears it page by page. On
+    the CPU it is NumPy's, which asks for large pages.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    spare = getattr(_spare, "matrices", [])
+    for k, matrix in enumerate(spare):
+        if matrix.shape == torch.Size(shape) and matrix.dtype == like.dtype:
+            return spare.pop(k)
+    return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+
+
+_spare = (
+    threading.local()
+)  # its `matrices`, a few and of limited size, serve this thread's next solve
 
 
 def _log(x: Array) -> Tensor:

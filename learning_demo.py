@@ -103,7 +103,7 @@ def transport_step(
 ) -> Tensor:
     """One update of the generator; returns the squared W2 distance between the two minibatches."""
     x = generator(z)
-    cost = torch.cdist(x.detach(), y).square()
+    cost = torch.cdist(x.detach(), y).square_()
     # The same plan as for the cost scaled to [0, 1], whose step is config.beta.
     beta = config.beta * cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
     transport = ipot.solve(cost, beta=beta, max_iter=config.num_proximal)

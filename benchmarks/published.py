@@ -6,9 +6,10 @@ benchmarks as the baseline.
 """
 
 import numpy as np
+import torch
 
 
-def algorithm_1(mu, nu, C, beta, max_iter, inner_iter=1, warm=True):
+def algorithm_1(mu, nu, C, beta, max_iter, inner_iter=1, warm=True, with_loss=True):
     """Algorithm 1: the plan after `max_iter` proximal steps and <Gamma, C> after each of them."""
     G = np.exp(-C / beta)
     Gamma = np.ones_like(C)
@@ -22,8 +23,24 @@ def algorithm_1(mu, nu, C, beta, max_iter, inner_iter=1, warm=True):
             a = mu / (Q @ b)
             b = nu / (Q.T @ a)
         Gamma = a[:, None] * Q * b[None, :]
-        loss.append(float(np.sum(Gamma * C)))
+        if with_loss:
+            loss.append(float(np.sum(Gamma * C)))
     return Gamma, loss
+
+
+def training_step(generator, optimizer, z, y, beta, max_iter):
+    """One update of a generator as the published script makes it: cost, plan and gradient in
+    NumPy."""
+    x = generator(z)
+    points, data = x.detach().double().numpy(), y.double().numpy()
+    cost = np.sum((points[:, None, :] - data[None, :, :]) ** 2, axis=2)
+    cost /= cost.max()
+    uniform = np.full(len(x), 1 / len(x))
+    plan, _ = algorithm_1(uniform, uniform, cost, beta, max_iter, with_loss=False)
+    gradient = 2 * (plan.sum(1)[:, None] * points - plan @ data)
+    optimizer.zero_grad()
+    x.backward(torch.from_numpy(gradient).float())
+    optimizer.step()
 
 
 def algorithm_2(P, C, beta, weights, max_iter):
