@@ -216,6 +216,16 @@ def train(config: Config) -> dict:
         print(f"Writing to {folder}")
     _write_json(folder / "config.json", dataclasses.asdict(config))
 
+    try:
+        metrics = _fit(run, folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"python learning_demo.py --resume {folder}") from None
+    return metrics
+
+
+def _fit(run: Training, folder: Path) -> dict:
+    """Train to the last epoch, with figures and checkpoints on the way."""
+    config = run.config
     fit = plots.FitPlot(run.target)
     live = config.show and plots.has_display()
     if live:
@@ -383,8 +393,8 @@ def main() -> None:
         train(config)
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. Go on with: python learning_demo.py --resume FOLDER (printed above)")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"\nStopped. To go on from the last checkpoint: {stop}")
     if config.show and plots.has_display():
         plt.show()
 

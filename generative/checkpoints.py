@@ -1,6 +1,7 @@
 """Run folders, and files that are either whole or not there."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,5 +65,6 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict:
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint that can be read: {reason}") from None

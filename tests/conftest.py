@@ -1,0 +1,5 @@
+"""Figures without a display."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")

@@ -1,0 +1,275 @@
+"""The training script: its contract with the user, its gradient, and what a stop costs."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import ot
+import pytest
+import torch
+from PIL import Image
+
+import learning_demo
+from learning_demo import Config, Generator, Training, check, train, transport_step
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"data_size": 400, "batchsize": 64, "g_dim": 16, "num_proximal": 10, "show": False}
+
+
+def small(tmp_path, **changes):
+    return Config(
+        **{**SMALL, "epochs": 6, "plot_interval": 2, "output_dir": str(tmp_path), **changes}
+    )
+
+
+def weights(folder):
+    return torch.load(folder / "generator.pt", weights_only=True)
+
+
+def history(folder):
+    return np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
+
+
+def test_config_keeps_the_published_fields():
+    config = Config()
+    published = {
+        "data_type": "gaussian",
+        "data_size": 50000,
+        "batchsize": 512,
+        "lr": 1e-4,
+        "epochs": 1000,
+        "beta": 0.05,
+        "plot_interval": 200,
+    }
+    assert {name: getattr(config, name) for name in published} == published
+
+
+def test_help_lists_every_field_with_its_comment():
+    run = subprocess.run(
+        [sys.executable, "learning_demo.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    text = " ".join(run.stdout.replace("│", " ").split())
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in text
+    source = (ROOT / "learning_demo.py").read_text().split("class Config")[1].split("class ")[0]
+    comments = [line.split("  # ")[1] for line in source.splitlines() if "  # " in line]
+    assert len(comments) == len(dataclasses.fields(Config))
+    for comment in comments:
+        assert " ".join(comment.split()[:4]) in text
+
+
+def test_generator_is_the_published_network():
+    generator = Generator(3, 128, 2)
+    kinds = [type(layer).__name__ for layer in generator.layers]
+    block = ["Linear", "BatchNorm1d", "LeakyReLU"]
+    assert kinds == [*block, *block, "Linear"]
+    assert generator.layers[2].negative_slope == 0.2
+    data = 5 + 2 * torch.randn(1000, 2)
+    generator.initialise(data, torch.Generator().manual_seed(0))
+    first = generator.layers[0]
+    assert bool((first.bias == 0).all())
+    assert float(first.weight.detach().std()) == pytest.approx((2 / (3 + 128)) ** 0.5, rel=0.15)
+    torch.testing.assert_close(generator.mean, data.mean(0))
+    assert generator(torch.rand(64, 3)).shape == (64, 2)
+
+
+def test_a_step_follows_the_envelope_gradient():
+    """The update's gradient is the derivative of the exact cost (many iterations, POT's LP)."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 1, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(24, 1, dtype=torch.float64)
+
+    class Points(torch.nn.Module):
+        def forward(self, z):
+            return x
+
+    class Keep:
+        def zero_grad(self, set_to_none):
+            pass
+
+        def step(self):
+            pass
+
+    value = transport_step(Points(), Keep(), None, y, Config(num_proximal=5000))
+
+    def cost(points):
+        return ot.emd2([], [], ot.dist(points, y.numpy()))
+
+    points = x.detach().numpy()
+    assert float(value) == pytest.approx(cost(points), rel=1e-4)
+    for index in range(24):
+        step = np.zeros_like(points)
+        step[index] = 1e-5
+        slope = (cost(points + step) - cost(points - step)) / 2e-5
+        assert float(x.grad[index, 0]) == pytest.approx(slope, abs=2e-3)
+
+
+@pytest.mark.parametrize("data_type", ["uniform", "gaussian", "mixture"])
+def test_a_run_leaves_everything_in_its_folder(tmp_path, capsys, data_type):
+    metrics = train(small(tmp_path, data_type=data_type))
+    folder = tmp_path / data_type
+    assert str(folder) in capsys.readouterr().out.splitlines()[0]
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pt",
+        "config.json",
+        "curves.png",
+        "final.png",
+        "fit.gif",
+        "fit_00002.png",
+        "fit_00004.png",
+        "fit_00006.png",
+        "generator.pt",
+        "history.csv",
+        "metrics.json",
+    }
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (
+        metrics["steps"] == 6 * Config().steps_per_epoch and metrics["w1"] > metrics["w1_floor"] > 0
+    )
+    assert list(history(folder).dtype.names) == ["epoch", "loss", "w1", "w2"]
+    assert history(folder)["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    with Image.open(folder / "fit.gif") as gif:
+        assert gif.n_frames == 6
+    for picture in folder.glob("*.png"):
+        with Image.open(picture) as image:
+            assert len(image.convert("RGB").getcolors(10**6)) > 20  # not blank
+    saved = json.loads((folder / "config.json").read_text())
+    generator = Generator(saved["z_dim"], saved["g_dim"], saved["x_dim"])
+    generator.load_state_dict(weights(folder))
+    assert generator.eval()(2 * torch.rand(10, saved["z_dim"]) - 1).shape == (10, 1)
+
+
+def test_one_seed_gives_the_same_numbers_and_a_second_folder(tmp_path):
+    first, second = (train(small(tmp_path)) for _ in range(2))
+    assert {path.name for path in tmp_path.iterdir()} == {"gaussian", "gaussian-2"}
+    assert first["w1"] == second["w1"]
+    assert train(small(tmp_path, seed=1))["w1"] != first["w1"]
+
+
+def test_training_brings_the_distance_down(tmp_path):
+    settings = {"lr": 3e-3, "epochs": 120, "plot_interval": 40, "average": 0.9}
+    metrics = train(small(tmp_path, data_type="mixture", data_size=5000, batchsize=128, **settings))
+    start = history(tmp_path / "mixture")["w1"][0]
+    assert metrics["w1"] < 0.3 and metrics["w1"] < start / 2
+
+
+def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatch):
+    whole = train(small(tmp_path / "whole"))
+
+    def stop_in_epoch_5(self, run_epoch=Training.run_epoch):
+        if self.epoch == 4:
+            raise KeyboardInterrupt
+        run_epoch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", stop_in_epoch_5)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(tmp_path / "cut"))
+    cut = tmp_path / "cut" / "gaussian"
+    assert not (cut / "metrics.json").exists()
+    resumed = train(Config(resume=str(cut), show=False))
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    for name, tensor in weights(tmp_path / "whole" / "gaussian").items():
+        assert torch.equal(tensor, weights(cut)[name])
+    np.testing.assert_array_equal(history(cut), history(tmp_path / "whole" / "gaussian"))
+
+
+def test_a_finished_run_can_be_lengthened(tmp_path):
+    whole = train(small(tmp_path / "whole", epochs=8))
+    train(small(tmp_path / "grown", epochs=4))
+    grown = train(Config(resume=str(tmp_path / "grown" / "gaussian"), epochs=8, show=False))
+    assert grown["w1"] == whole["w1"] and grown["steps"] == whole["steps"]
+
+
+def test_a_killed_run_goes_on_from_its_last_figure(tmp_path):
+    command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path), "--no-show"]
+    command += ["--epochs", "100000", "--plot-interval", "2", "--data-size", "400"]
+    command += ["--batchsize", "64", "--num-proximal", "5"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*/fit_00006.png")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    folder = tmp_path / "gaussian"
+    run = Training(Config(**{**json.loads((folder / "config.json").read_text())}))
+    run.restore(learning_demo.load_checkpoint(folder / "checkpoint.pt", run.device))
+    figures = sorted(folder.glob("fit_*.png"))
+    assert run.epoch >= int(figures[-1].stem.split("_")[1]) - 2 > 0
+    run.run_epoch()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path), "--no-show"]
+    process = subprocess.Popen(
+        [*command, "--plot-interval", "1", "--data-size", "400", "--batchsize", "64"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"--resume {tmp_path / 'gaussian'}" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data_type": "gausian"}, "data_type: got 'gausian'; accepts uniform, gaussian, mixture"),
+        ({"data_size": 1}, "data_size: got 1; accepts integers from 2 up"),
+        ({"batchsize": 0}, "batchsize: got 0"),
+        ({"epochs": 2.5}, "epochs: got 2.5; accepts integers"),
+        ({"plot_interval": 0}, "plot_interval: got 0"),
+        ({"steps_per_epoch": True}, "steps_per_epoch: got True"),
+        ({"num_proximal": -1}, "num_proximal: got -1"),
+        ({"lr": 0.0}, "lr: got 0.0; accepts numbers above 0"),
+        ({"beta": float("nan")}, "beta: got nan"),
+        ({"lr": "fast"}, "lr: got 'fast'"),
+        ({"average": 1.0}, "average: got 1.0; accepts numbers from 0 to below 1"),
+        ({"x_dim": 2}, "x_dim: got 2; gaussian accepts 1"),
+        ({"z_dim": 0}, "z_dim: got 0"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"device": "tpu9"}, "device: got 'tpu9'; accepts auto, cpu"),
+        ({"resume": "nowhere"}, "resume: nowhere is not a run's folder"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(tmp_path, changes, message):
+    output = tmp_path / "outputs"
+    with pytest.raises(ValueError) as error:
+        train(Config(**{**SMALL, "output_dir": str(output), **changes}))
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert not output.exists()
+    if "resume" not in changes:
+        with pytest.raises(ValueError):
+            check(Config(**changes))
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    train(small(tmp_path, epochs=2))
+    folder = str(tmp_path / "gaussian")
+    with pytest.raises(ValueError, match=r"lr: got 0\.1, but the run in .* has 0\.0001"):
+        train(Config(resume=folder, lr=0.1, show=False))
+    with pytest.raises(ValueError, match="epochs: got 1; a resumed run accepts 2 or more"):
+        train(Config(resume=folder, epochs=1, show=False))
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path / "file")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert f"cannot write to {tmp_path / 'file'}" in run.stderr
