@@ -164,14 +164,14 @@ class Training:
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """n generated samples and two sets of n target samples, none of them seen in training."""
+        """n generated samples and two sets of 50,000 target samples, none seen in training."""
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
         x = self.sampler()(self.noise(n, rng))
-        return x, self.target.draw(n, rng), self.target.draw(n, rng)
+        return x, self.target.draw(50000, rng), self.target.draw(50000, rng)
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
-        x, y, _ = self.sample(10000, seed=2)
+        x, y, _ = self.sample(20000, seed=2)
         w1, w2 = wasserstein_distances(x, y)
         loss = float(torch.stack(self.losses).mean())
         self.losses.clear()
@@ -236,7 +236,7 @@ def _fit(run: Training, folder: Path) -> dict:
             run.run_epoch()
             progress.update()
             at_figure = run.epoch % config.plot_interval == 0 or run.epoch == config.epochs
-            if at_figure or run.epoch % max(1, config.plot_interval // 10) == 0:
+            if at_figure or run.epoch % max(1, config.plot_interval // 5) == 0:
                 run.evaluate()
                 row = run.history[-1]
                 progress.set_postfix(loss=f"{row['loss']:.4f}", W1=f"{row['w1']:.4f}")
@@ -266,7 +266,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path) -> dict:
         "w1_floor": w1_floor,
         "w2": w2,
         "w2_floor": w2_floor,
-        "samples": len(x),
+        "samples": len(y),
         "steps": run.epoch * config.steps_per_epoch,
         "seconds": round(run.seconds, 2),
     }

@@ -47,7 +47,7 @@ class FitPlot:
             np.zeros(BINS), edges, fill=True, color=GENERATED, label="generated samples"
         )
         self._axes.plot(x, density, color=TARGET, linewidth=2, label="target density")
-        self._axes.set(xlim=target.window, ylim=(0, 1.45 * density.max()))
+        self._axes.set(xlim=target.window, ylim=(0, 1.6 * density.max()))
         self._axes.set(xlabel="x", ylabel="density")
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(loc="upper right", frameon=False)
@@ -86,7 +86,7 @@ def curves(history: Sequence[dict], w1_floor: float) -> Figure:
 def save_animation(
     frames: Sequence[np.ndarray], titles: Sequence[str], target: Target, path: Path
 ) -> None:
-    """A GIF of the fit, a tenth of a second for each histogram and two for the last one."""
+    """A GIF of the fit, 0.15 seconds for each histogram and two for the last one."""
     plot = FitPlot(target, dpi=70)
     images = []
     for heights, title in zip(frames, titles):
@@ -95,7 +95,7 @@ def save_animation(
         image = Image.fromarray(np.asarray(plot.figure.canvas.buffer_rgba()))
         images.append(image.convert("RGB").quantize(32))
     plt.close(plot.figure)
-    durations = [100] * (len(images) - 1) + [2000]
+    durations = [150] * (len(images) - 1) + [2000]
     with written_whole(path) as temporary:
         images[0].save(
             temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
