@@ -105,7 +105,8 @@ def solve(
     a, b : array, shapes (..., n) and (..., m), optional
         Weights, non-negative (zeros are fine) and of equal, positive mass. Uniform with mass 1 if
         left out; without batch dimensions they serve every problem of the batch. A difference of
-        mass within the tolerance (relative 1e-6 in float64, 1e-4 in float32) is put on b's scale.
+        mass within the tolerance (relative 1e-6 in float64, 1e-4 in float32) is made up by scaling
+        b.
     beta : float or array of shape (...), optional
         Proximal step in units of the cost. None takes 0.05 of the cost's range, good from 1 to 16
         dimensions; a smaller one is not better within a given number of iterations.
@@ -206,12 +207,10 @@ def ipot_WD(
     loss: list[Tensor] = []
     trace = loss.extend if return_loss else None
     iterate = _last(_proximal(cost, problem, max_iter, L, warm=bool(use_path), trace=trace))
-    # The last half-sweep fits the columns, so the plan carries the mass of a2.
-    mass = problem.mass_b
-    values = (torch.stack(loss) * mass).tolist() if return_loss else None
+    values = (torch.stack(loss) * problem.mass).tolist() if return_loss else None
     if not return_map:
         return values
-    plan = problem.give_back(iterate.plan() * mass)
+    plan = problem.give_back(iterate.plan() * problem.mass)
     return (plan, values) if return_loss else plan
 
 
@@ -286,10 +285,9 @@ class _Problem:
     beta: Tensor  # (..., 1), float64
     low: Tensor  # (...), float64: smallest cost
     high: Tensor  # (...), float64: largest cost
-    mass_b: Tensor
-    give_back: Callable[[Tensor], Array]
-    mass: Tensor | None = None
-    inputs: tuple[Tensor, Tensor, Tensor] | None = None  # M, a, b as given, for gradients
+    mass: Tensor  # (...), float64: what to scale the answer by
+    inputs: tuple[Tensor | None, ...]  # C, a, b as given, for gradients
+    give_back: Callable[[Tensor], Array]  # to the caller's dtype and kind of array
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,14 +323,8 @@ class _Iterate:
             return self
         f, g = (x.to(self.f.dtype) for x in self.potentials(beta))
         df, dg = (f.double() - self.f.double()) / beta, (g.double() - self.g.double()) / beta
-        return _Iterate(
-            self.t,
-            f,
-            g,
-            self.phi - self.t * df,
-            self.psi - self.t * dg,
-            self.psi_last - (self.t - 1) * dg,
-        )
+        phi, psi = self.phi - self.t * df, self.psi - self.t * dg
+        return _Iterate(self.t, f, g, phi, psi, self.psi_last - (self.t - 1) * dg)
 
 
 def _proximal(
@@ -386,15 +378,8 @@ def _start(cost: _DenseCost, problem: _Problem) -> _Iterate:
     psi = torch.where(problem.b > 0, -log_b, 0.0)
     psi, g = torch.broadcast_tensors(psi, cost.g)
     f = cost.f.expand(*psi.shape[:-1], -1)
-    return _Iterate(
-        0,
-        f,
-        g,
-        torch.zeros_like(f, dtype=torch.float64),
-        psi,
-        psi + g / problem.beta,
-        problem.a.log(),
-    )
+    phi = torch.zeros_like(f, dtype=torch.float64)
+    return _Iterate(0, f, g, phi, psi, psi + g / problem.beta)
 
 
 def _scaling_steps(
@@ -406,8 +391,7 @@ def _scaling_steps(
     warm: bool,
     with_loss: bool,
 ) -> tuple[_Iterate, list[Tensor]] | None:
-    """`steps` iterations by matrix-vector products; None if the scalings left the accurate
-    range."""
+    """`steps` iterations by matrix-vector products; None if they left the accurate range."""
     kernel = cost.kernel(x.f, x.g, x.t + 1, x.t + steps)
     native = kernel.native
     a, b = native(problem.a), native(problem.b)
@@ -430,8 +414,7 @@ def _scaling_steps(
             if step + 1 < steps:
                 kernel.grow()
     phi, psi, psi_last = -_log(row), -_log(w), -_log(w_last)
-    # Entries at the kernel's floor exp(-span) must not matter: they carry exp(top - span) of the
-    # mass.
+    # Entries at the kernel's floor must not matter: they carry exp(top - span) of the mass.
     top = _largest(phi, problem.a) + _largest(psi, problem.b)
     in_range = torch.cat((phi, psi, psi_last), -1).isfinite().all()
     in_range &= top.amax() <= _span(kernel.dtype) - 20
@@ -496,8 +479,7 @@ def _barycenter_iterates(log_p: Tensor, cost: Tensor, weights: Tensor, max_iter:
 
 
 class _DenseCost:
-    """A cost held as a matrix, shape (..., n, m), seen at the proximal step beta, shape (...,
-    1)."""
+    """A cost matrix (..., n, m), and its kernels at the proximal step beta (..., 1)."""
 
     def __init__(self, C: Tensor, beta: Tensor):
         self.C, self.beta = C, beta
@@ -509,39 +491,34 @@ class _DenseCost:
         # G = exp(-C / beta) from reduced costs; where it fits the dtype every later kernel is a
         # product of its powers, which is cheaper than another exp.
         exponent = reduced.sub_(self.g[..., None, :]).div_(-beta[..., None].to(C.dtype))
-        self.exponential = exponent
-        self.G = exponent.exp_() if bool(exponent.amin() >= -_span(C.dtype) / 2) else None
+        self.fits = bool(exponent.amin() >= -_span(C.dtype) / 2)
+        self.G = exponent.exp_() if self.fits else exponent
         self.space: tuple[Tensor, Tensor] | None = None  # two matrices that serve all kernels
 
     def release(self) -> None:
         """Keep two matrices, not the one that became the plan, for the next problem."""
         if self.C.device.type == "cpu" and self.C.numel() <= 2**22:
-            _spare.matrices = [self.exponential, self.space[0]]
+            _spare.matrices = [self.G, self.space[0]]
 
-    def reduced(self, f: Tensor, g: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def reduced(self, f: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
         """C_ij - f_i - g_j in a new matrix."""
-        dtype = dtype or self.C.dtype
-        return torch.sub(self.C.to(dtype), f[..., :, None].to(dtype)).sub_(
-            g[..., None, :].to(dtype)
-        )
+        return (self.C.to(dtype) - f[..., :, None]).sub_(g[..., None, :])
 
     def kernel(self, f: Tensor, g: Tensor, t: int, t_end: int) -> _DenseKernel:
-        """exp(-t (C - f - g) / beta), to be taken up to t_end; each call takes the last one's
-        memory."""
+        """exp(-t (C - f - g) / beta), to grow up to t_end, in the last kernel's memory."""
         dtype, limit = self.C.dtype, _span(self.C.dtype) / t_end
         if self.space is None:
             shape = (*f.shape, g.shape[-1])
             self.space = _new_matrix(self.C, shape), _new_matrix(self.C, shape)
         G, K = self.space
-        if self.G is None:
+        if self.fits:
+            row = ((f - self.f) / self.beta).exp().to(dtype)
+            column = ((g - self.g) / self.beta).exp().to(dtype)
+            torch.mul(self.G, row[..., :, None], out=G).mul_(column[..., None, :])
+            G.clamp_(math.exp(-limit), math.exp(limit))
+        else:
             torch.sub(self.C, f[..., :, None], out=G).sub_(g[..., None, :])
             G.div_(-self.beta[..., None].to(dtype)).clamp_(-limit, limit).exp_()
-        else:
-            row, column = ((f - self.f) / self.beta).exp(), ((g - self.g) / self.beta).exp()
-            torch.mul(self.G, row[..., :, None].to(dtype), out=G).mul_(
-                column[..., None, :].to(dtype)
-            )
-            G.clamp_(math.exp(-limit), math.exp(limit))
         K.copy_(G)
         for bit in bin(t)[3:]:  # K = G^t by repeated squaring
             K.mul_(K)
@@ -605,8 +582,7 @@ class _DenseKernel:
 
 
 def _span(dtype: torch.dtype) -> float:
-    """Kernels stay within exp(-span) and exp(span): exp and products are slow on denormal
-    numbers."""
+    """Kernels stay within exp(-span) and exp(span): arithmetic is slow on denormal numbers."""
     return 80.0 if dtype == torch.float32 else 600.0
 
 
@@ -625,9 +601,7 @@ def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
 
 
-_spare = (
-    threading.local()
-)  # its `matrices`, a few and of limited size, serve this thread's next solve
+_spare = threading.local()  # .matrices: two of limited size, for this thread's next problem
 
 
 def _log(x: Array) -> Tensor:
@@ -646,13 +620,12 @@ def _largest(x: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Certificate:
-    """A feasible plan of mass 1, feasible potentials, and the bounds on W that they prove
-    (float64)."""
+    """A feasible plan of mass 1, feasible potentials, and the bounds on W that they prove."""
 
     plan: Tensor
     f: Tensor
     g: Tensor
-    value: Tensor
+    value: Tensor  # float64, as the next two
     lower_bound: Tensor
     rounding: Tensor  # how small a gap the dtype can tell from zero
 
@@ -662,14 +635,15 @@ class _Certificate:
 
 def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> _Certificate:
     a, b, C = problem.a, problem.b, problem.C
-    eps = torch.finfo(C.dtype).eps
+    eps, eps64 = torch.finfo(C.dtype).eps, torch.finfo(torch.float64).eps
     largest = torch.maximum(problem.low.abs(), problem.high.abs())
 
     plan = _round_to_marginals(iterate.plan(), a, b)
     # What rounding leaves of the marginals' error could cost its mass times the range of the cost.
     error = (a - _sum64(plan, -1)).abs().sum(-1) + (b - _sum64(plan, -2)).abs().sum(-1)
     value, size = cost.of_plan(plan)
-    value = value + error * (problem.high - problem.low + largest) + 4 * eps * (size + largest)
+    value = value + error * (problem.high - problem.low + largest) + 2 * eps * size
+    value = value + 16 * eps64 * largest
 
     # Columns without mass put no bound on the rows; their own potential follows from the rows.
     g = torch.where(b > 0, iterate.step_potential(problem.beta), -math.inf).to(C.dtype)
@@ -677,8 +651,8 @@ def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> _Certifi
     f64, g64 = f.double(), g.double()
     dual = (a * f64).sum(-1) + (b * g64).sum(-1)
     dual_size = (a * f64.abs()).sum(-1) + (b * g64.abs()).sum(-1)
-    lower_bound = dual - 4 * torch.finfo(torch.float64).eps * dual_size
-    rounding = 64 * eps * largest + torch.finfo(C.dtype).tiny
+    lower_bound = dual - 4 * eps64 * dual_size
+    rounding = (4 * eps + 32 * eps64) * largest + torch.finfo(C.dtype).tiny
     return _Certificate(plan, f, g, value, lower_bound, rounding)
 
 
@@ -869,6 +843,8 @@ def _read_problem(
             low = torch.where(active, C.double(), math.inf).amin((-2, -1))
             high = torch.where(active, C.double(), -math.inf).amax((-2, -1))
     low, high = low.expand(batch), high.expand(batch)
+    # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
+    mass = mass_b if precise else mass_a
     return _Problem(
         C.expand(*batch, *C.shape[-2:]),
         a.expand(*batch, -1),
@@ -876,10 +852,9 @@ def _read_problem(
         _proximal_step(beta, low, high),
         low,
         high,
-        mass_b,
-        give_back,
-        mass_a.expand(batch),
+        mass.expand(batch),
         tuple(inputs),
+        give_back,
     )
 
 
