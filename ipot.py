@@ -794,8 +794,9 @@ def _read_problem(
     names: tuple[str, str, str] = ("M", "a", "b"),
     precise: bool = False,
 ) -> _Problem:
-    """Check the inputs and scale the weights to mass 1; `precise` computes in float64 in any
-    case."""
+    """Checked inputs, weights scaled to mass 1; `precise` computes in float64 in any case."""
+    if M is None:
+        raise TypeError(f"{names[0]} must be an array of shape (..., n, m); got None")
     inputs, give_back = _as_tensors(**dict(zip(names, (M, a, b))))
     C = inputs[0].detach()
     if C.ndim < 2 or C.numel() == 0:
@@ -861,9 +862,12 @@ def _read_problem(
 def _cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest cost of each problem, float64; refuses NaN and inf."""
     low, high = C.amin((-2, -1)).double(), C.amax((-2, -1)).double()
-    if not bool(torch.isfinite(high - low).all()):
+    limit = torch.finfo(C.dtype).max / 16
+    if not bool(((high < limit) & (low > -limit)).all()):
         bad = int((~torch.isfinite(C)).sum())
-        raise ValueError(f"{name} must be finite; {bad} of its {C.numel()} entries are NaN or inf")
+        if bad:
+            raise ValueError(f"{name} must be finite; {bad} of {C.numel()} entries are NaN or inf")
+        raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {C.dtype}")
     return low, high
 
 

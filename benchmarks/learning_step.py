@@ -2,17 +2,18 @@
 
     python -m benchmarks.learning_step
 
-Both update the same generator on the same minibatches in one process, in turns of 25 steps of which
-the first 5 are not counted: the threads of the other loop's library must go to sleep first. The
+Both update the same generator on the same minibatches in one process, one loop after the other. The
 table gives the median and the quartiles of the milliseconds, and the ratio of the medians.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.published import training_step
@@ -21,7 +22,7 @@ from learning_demo import Config as Training
 from learning_demo import Training as Run
 from learning_demo import transport_step
 
-TURN, WARM_UP = 25, 5  # steps
+WARM_UP = 10  # steps that are not counted
 
 
 @dataclass
@@ -29,34 +30,41 @@ class Config:
     """Settings of the benchmark."""
 
     data_type: str = "gaussian"  # target
-    steps: int = 100  # steps of each loop, in turns of 25
+    steps: int = 100  # timed steps of each loop
     output: str = "outputs/benchmarks/learning_step.csv"  # the table as CSV
+
+
+def _ours(run: Run, z: Tensor, y: Tensor) -> None:
+    transport_step(run.generator, run.optimizer, z, y, run.config)
+
+
+def _published(run: Run, z: Tensor, y: Tensor) -> None:
+    config = run.config
+    training_step(run.generator, run.optimizer, z, y, config.beta, config.num_proximal)
+
+
+def milliseconds(
+    step: Callable[[Run, Tensor, Tensor], None], settings: Training, count: int
+) -> list[float]:
+    """Times of `count` steps of a new run."""
+    run, size, times = Run(settings), settings.batchsize, []
+    for k in tqdm(range(WARM_UP + count), desc=step.__name__.strip("_"), leave=False):
+        start = k * size % (settings.data_size - size)
+        y, z = run.data[start : start + size], run.noise(size, run.rng)
+        started = time.perf_counter()
+        step(run, z, y)
+        times.append(1e3 * (time.perf_counter() - started))
+    return times[WARM_UP:]
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     settings = Training(data_type=config.data_type, device="cpu")
-    loops = {"published loop": Run(settings), "transport_step": Run(settings)}
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    turns = tqdm(range(-(-config.steps // TURN)), unit="turn", leave=False)
-    for turn in turns:
-        for name, run in loops.items():
-            for step in range(TURN):
-                start = (turn * TURN + step) * settings.batchsize % 40000
-                y = run.data[start : start + settings.batchsize]
-                z = run.noise(settings.batchsize, run.rng)
-                started = time.perf_counter()
-                if name == "published loop":
-                    training_step(
-                        run.generator, run.optimizer, z, y, settings.beta, settings.num_proximal
-                    )
-                else:
-                    transport_step(run.generator, run.optimizer, z, y, settings)
-                if step >= WARM_UP:
-                    times[name].append(1e3 * (time.perf_counter() - started))
+    steps = {"transport_step": _ours, "published loop": _published}
+    times = {name: milliseconds(step, settings, config.steps) for name, step in steps.items()}
     rows = []
-    for name, milliseconds in times.items():
-        low, middle, high = np.percentile(milliseconds, (25, 50, 75))
+    for name, spans in times.items():
+        low, middle, high = np.percentile(spans, (25, 50, 75))
         ratio = np.median(times["published loop"]) / middle
         rows.append(
             {

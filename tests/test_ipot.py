@@ -447,7 +447,7 @@ BAD_PROBLEMS = [
     (M0, np.array(1.0), b0, ValueError, "{a} must have shape"),
     (np.ones((2, 3, 4)), np.ones((5, 3)) / 3, b0, ValueError, "batch dimensions do not match"),
     (np.full((3, 4), nan), a0, b0, ValueError, "{M} must be finite"),
-    (np.where(np.eye(3, 4) > 0, inf, 1.0), a0, b0, ValueError, "3 of its 12 entries"),
+    (np.where(np.eye(3, 4) > 0, inf, 1.0), a0, b0, ValueError, "3 of 12 entries"),
     (M0, np.array([nan, 0.5, 0.5]), b0, ValueError, "{a} must be finite"),
     (M0, a0, np.array([inf, 0, 0, 0]), ValueError, "{b} must be finite"),
     (M0, np.array([-0.5, 0.5, 1.0]), b0, ValueError, "{a} must be non-negative.* -0.5"),
@@ -459,6 +459,8 @@ BAD_PROBLEMS = [
     (M0.astype(complex), a0, b0, TypeError, "{M} must be float32 or float64.*complex"),
     (M0.astype(np.float16), None, None, TypeError, "float16"),
     (np.array([["x"] * 4] * 3), a0, b0, TypeError, "{M} must be float32"),
+    (None, a0, b0, TypeError, "{M} must be an array.*got None"),
+    (np.full((3, 4), 1e308), a0, b0, ValueError, "{M} must be below 1.12e"),
     ([[1, 2], [3]], None, None, ValueError, "{M} is not a rectangular array"),
 ]
 
