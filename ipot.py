@@ -16,8 +16,8 @@ even that would not do (a tiny beta), the step is taken again in the log domain.
 also dual potentials: made feasible by two c-transforms they bound W from below, while the plan,
 rounded to its marginals, bounds it from above.
 
-    solve             any cost matrix, one problem or a batch: plan, value, bounds, potentials,
-    gradients ipot_WD           Algorithm 1 of the paper, with the signature of its published module
+    solve             any cost matrix or batch of them: plan, value, bounds, potentials, gradients
+    ipot_WD           Algorithm 1 of the paper, with the signature of its published module
     ipot_barycenter   Algorithm 2 of the paper, likewise
 
 This file needs only NumPy and PyTorch and can be copied into any project.

@@ -35,7 +35,7 @@ class Config:
     betas: tuple[float, ...] = (0.01, 0.1, 1.0)  # IPOT's step, in units of the largest cost
     sweeps: tuple[int, ...] = (1, 5)  # Sinkhorn sweeps in one iteration (L); a row of panels each
     regs: tuple[float, ...] = (0.1, 0.01, 0.001)  # Sinkhorn's regularisation, in the same units
-    iterations: int = 2000  # IPOT iterations, and Sinkhorn sweeps
+    iterations: int = 1000  # IPOT iterations, and Sinkhorn sweeps
     points: int = 100  # points in each 64-dimensional cloud
     seed: int = 0  # of the clouds
     output_dir: str = "outputs"  # a folder of its own is made in here
