@@ -4,7 +4,8 @@
 
 The inputs are those of the published IPOT demo, scaled to mass 1: two bumps, and one wider bump, on
 100 bins with squared distance. The barycenter q minimises sum_k weights_k W(q, p_k). Sinkhorn's is
-blurred by its regularisation; IPOT's is as sharp as the exact one.
+blurred by its regularisation; IPOT's and the debiased one are not. The exact one is a vertex of the
+linear programme: among many barycenters as good to a few digits, a spiky one.
 """
 
 import sys
@@ -154,6 +155,8 @@ def main() -> None:
         run(config)
     except ValueError as error:
         sys.exit(f"barycenter_demo.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped")
     if config.show and has_display():
         plt.show()
 

@@ -116,7 +116,8 @@ def solve(
         Sinkhorn sweeps in one proximal iteration (L in the paper).
     tol : float, optional
         Stop once `gap <= tol * |value|`, looked at every few iterations; in a batch once it holds
-        for every problem. Read `converged` for the outcome.
+        for every problem. Read `converged` for the outcome: where W is zero no relative gap exists,
+        and only a gap of zero to rounding counts.
 
     Returns
     -------
@@ -154,7 +155,7 @@ def solve(
             if last or bool(converged.all()):
                 break
     cost.release()
-    return _transport(problem, certificate, converged, iterate.t)
+    return _transport(problem, certificate, converged, int(iterate.t))
 
 
 def ipot_WD(
@@ -198,9 +199,10 @@ def ipot_WD(
     """
     _check_count("max_iter", max_iter)
     _check_count("L", L)
+    for name, x, shape in (("C", C, "(n, m)"), ("a1", a1, "(n,)"), ("a2", a2, "(m,)")):
+        if np.ndim(x) > (2 if name == "C" else 1):
+            raise ValueError(f"{name} must have shape {shape}; it has {np.ndim(x)} dimensions")
     problem = _read_problem(C, a1, a2, beta, names=("C", "a1", "a2"), precise=True)
-    if problem.C.ndim != 2:
-        raise ValueError(f"C must have shape (n, m); got {tuple(problem.C.shape)}")
     if not (return_map or return_loss):
         return None
     cost = _DenseCost(problem.C, problem.beta)
@@ -248,6 +250,9 @@ def ipot_barycenter(
         As :func:`solve`; also for a column without mass and for weights that do not sum to 1.
     """
     _check_count("numItermax", numItermax)
+    for name, x in (("A", A), ("M", M)):
+        if x is None:
+            raise TypeError(f"{name} must be an array; got None")
     (A, M, weights), give_back = _as_tensors(A=A, M=M, weights=weights)
     if A.ndim != 2 or A.numel() == 0:
         raise ValueError(f"A must have shape (n, K) with n, K >= 1; got {tuple(A.shape)}")
@@ -498,7 +503,7 @@ class _DenseCost:
     def release(self) -> None:
         """Keep two matrices, not the one that became the plan, for the next problem."""
         if self.C.device.type == "cpu" and self.C.numel() <= 2**22:
-            _spare.matrices = [self.G, self.space[0]]
+            _spare.matrices = [self.G.numpy(), self.space[0].numpy()]
 
     def reduced(self, f: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
         """C_ij - f_i - g_j in a new matrix."""
@@ -587,18 +592,19 @@ def _span(dtype: torch.dtype) -> float:
 
 
 def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised memory, from the last problem of this shape if there was one.
+    """Uninitialised memory, from the thread's last problem if that had this shape.
 
     Touching fresh memory can cost more than the iterations: the system clears it page by page. On
-    the CPU it is NumPy's, which asks for large pages.
+    the CPU it is NumPy's, which asks for large pages; two matrices of up to 2^22 entries are kept.
     """
     if like.device.type != "cpu":
         return like.new_empty(shape)
+    dtype = np.dtype(str(like.dtype).removeprefix("torch."))
     spare = getattr(_spare, "matrices", [])
     for k, matrix in enumerate(spare):
-        if matrix.shape == torch.Size(shape) and matrix.dtype == like.dtype:
-            return spare.pop(k)
-    return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+        if matrix.shape == tuple(shape) and matrix.dtype == dtype:
+            return torch.from_numpy(spare.pop(k))
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 _spare = threading.local()  # .matrices: two of limited size, for this thread's next problem
@@ -746,6 +752,9 @@ def _as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[
             f"NumPy and torch inputs are mixed: {', '.join(torch_names)} torch, "
             f"{', '.join(numpy_names)} NumPy; give all of one kind"
         )
+    for name in torch_names:
+        if arrays[name].layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got layout {arrays[name].layout}")
     devices = {arrays[name].device for name in torch_names}
     if len(devices) > 1:
         raise ValueError(
@@ -762,7 +771,7 @@ def _as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[
                 arrays[name] = x = np.asarray(x)
             except ValueError as error:
                 raise ValueError(f"{name} is not a rectangular array: {error}") from None
-        kind = str(x.dtype).removeprefix("torch.")
+        kind = x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).removeprefix("torch.")
         if kind in ("float32", "float64") and (name in torch_names or name in numpy_names):
             dtypes[name] = kind
         elif not kind.startswith(("int", "uint", "bool", "float32", "float64")):
@@ -846,6 +855,11 @@ def _read_problem(
     low, high = low.expand(batch), high.expand(batch)
     # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
     mass = mass_b if precise else mass_a
+    if not bool((mass * torch.maximum(low.abs(), high.abs()) < torch.finfo(C.dtype).max / 4).all()):
+        raise ValueError(
+            f"mass times cost must not overflow {C.dtype}; got masses {_brief(mass)} and costs "
+            f"from {float(low.min()):.3g} to {float(high.max()):.3g}"
+        )
     return _Problem(
         C.expand(*batch, *C.shape[-2:]),
         a.expand(*batch, -1),
@@ -862,7 +876,7 @@ def _read_problem(
 def _cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest cost of each problem, float64; refuses NaN and inf."""
     low, high = C.amin((-2, -1)).double(), C.amax((-2, -1)).double()
-    limit = torch.finfo(C.dtype).max / 16
+    limit = torch.finfo(C.dtype).max / 1e14  # steps of up to 1e12 times the range still fit
     if not bool(((high < limit) & (low > -limit)).all()):
         bad = int((~torch.isfinite(C)).sum())
         if bad:
@@ -889,7 +903,7 @@ def _proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Ten
         step = 0.05 * spread
     else:
         try:
-            step = torch.as_tensor(beta, dtype=torch.float64, device=low.device)
+            step = torch.as_tensor(beta, dtype=torch.float64, device=low.device).detach()
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"beta must be a number or an array of numbers; got {beta!r}") from None
         if step.ndim and step.shape != spread.shape:

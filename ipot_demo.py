@@ -232,8 +232,10 @@ def check(config: Config) -> None:
     """
     for name in ("betas", "regs"):
         values = getattr(config, name)
-        if not values or not all(0 < value < float("inf") for value in values):
-            raise ValueError(f"{name}: got {values!r}; accepts one or more numbers above 0")
+        if not values or not all(1e-9 < value < 1e9 for value in values):
+            raise ValueError(
+                f"{name}: got {values!r}; accepts one or more numbers from 1e-09 to 1e+09"
+            )
     if not config.sweeps or not all(value >= 1 for value in config.sweeps):
         raise ValueError(f"sweeps: got {config.sweeps!r}; accepts one or more integers from 1 up")
     for name, low in (("iterations", 1), ("points", 2), ("seed", 0)):
@@ -260,6 +262,8 @@ def main() -> None:
         run(config)
     except ValueError as error:
         sys.exit(f"ipot_demo.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped")
     if config.show and has_display():
         plt.show()
 

@@ -184,6 +184,7 @@ class Training:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
+            "device": self.device.type,
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
@@ -191,6 +192,12 @@ class Training:
         }
 
     def restore(self, state: dict) -> None:
+        """Go back to a checkpoint; ValueError if it was made on another kind of device."""
+        if state["device"] != self.device.type:
+            raise ValueError(
+                f"device: got {self.device.type}, but the run was trained on {state['device']}, "
+                f"whose random numbers differ"
+            )
         self.generator.load_state_dict(state["generator"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -226,14 +233,19 @@ def train(config: Config) -> dict:
 def _fit(run: Training, folder: Path) -> dict:
     """Train to the last epoch, with figures and checkpoints on the way."""
     config = run.config
-    fit = plots.FitPlot(run.target)
+    fit = plots.FitPlot(run.target, plt.figure(figsize=plots.SIZE, layout="constrained"))
     live = config.show and plots.has_display()
     if live:
         fit.figure.show()
     started = time.perf_counter() - run.seconds
     with tqdm(total=config.epochs, initial=run.epoch, unit="epoch") as progress:
         while run.epoch < config.epochs:
-            run.run_epoch()
+            try:
+                run.run_epoch()
+            except ValueError as error:  # of the solver: samples that are no longer finite
+                raise ValueError(
+                    f"training broke down in epoch {run.epoch + 1} ({error}); try a smaller lr"
+                ) from None
             progress.update()
             at_figure = run.epoch % config.plot_interval == 0 or run.epoch == config.epochs
             if at_figure or run.epoch % max(1, config.plot_interval // 5) == 0:
@@ -247,7 +259,7 @@ def _fit(run: Training, folder: Path) -> dict:
                 run.seconds = time.perf_counter() - started
                 plots.save_figure(fit.figure, folder / f"fit_{run.epoch:05d}.png")
                 save_checkpoint(folder / "checkpoint.pt", run.state())
-    metrics = _finish(run, fit, folder)
+    metrics = _finish(run, fit, folder, started)
     if live:
         fit.refresh_window()
     else:
@@ -255,7 +267,7 @@ def _fit(run: Training, folder: Path) -> dict:
     return metrics
 
 
-def _finish(run: Training, fit: plots.FitPlot, folder: Path) -> dict:
+def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> dict:
     """The final figures, tables and weights."""
     config = run.config
     x, y, other = run.sample(50000, seed=3)
@@ -268,9 +280,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path) -> dict:
         "w2_floor": w2_floor,
         "samples": len(y),
         "steps": run.epoch * config.steps_per_epoch,
-        "seconds": round(run.seconds, 2),
     }
-    _write_json(folder / "metrics.json", metrics)
     with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(run.history[0]))
         writer.writeheader()
@@ -285,9 +295,11 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path) -> dict:
     plots.save_figure(figure, folder / "curves.png")
     titles = [_title(config, row) for row in run.history]
     plots.save_animation(run.frames, titles, run.target, folder / "fit.gif")
+    metrics["seconds"] = round(time.perf_counter() - started, 2)
+    _write_json(folder / "metrics.json", metrics)
     print(
         f"{folder}: W1 {w1:.4f} to fresh samples (two target samples: {w1_floor:.4f}) after "
-        f"{metrics['steps']} steps in {run.seconds:.0f} s; see {folder / 'final.png'}"
+        f"{metrics['steps']} steps in {metrics['seconds']:.0f} s; see {folder / 'final.png'}"
     )
     return metrics
 
@@ -306,38 +318,41 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _open_run(config: Config) -> tuple[Config, Path]:
     """Checked settings and the folder to work in."""
-    if config.resume:
-        config = _resumed(config)
+    if not config.resume:
         check(config)
-        return config, Path(config.resume)
-    check(config)
-    return config, new_run_folder(config.output_dir, config.data_type)
-
-
-def _resumed(config: Config) -> Config:
-    """The settings of the run to go on with; `epochs` may be raised, nothing else changed."""
-    path = Path(config.resume) / "config.json"
-    try:
-        saved = Config(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(
-            f"resume: {config.resume} is not a run's folder (no config.json)"
-        ) from None
-    except (OSError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"resume: {path} cannot be read: {error}") from None
-    free = {"epochs", "show", "resume", "output_dir"}
-    defaults = Config()
+        return config, new_run_folder(config.output_dir, config.data_type)
+    saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
         given, kept = getattr(config, field.name), getattr(saved, field.name)
-        if field.name not in free and given not in (kept, getattr(defaults, field.name)):
+        if field.name not in ("epochs", "show") and given != kept:
             raise ValueError(
                 f"{field.name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
                 f"a resumed run keeps its settings"
             )
-    epochs = saved.epochs if config.epochs == defaults.epochs else config.epochs
-    if epochs < saved.epochs:
-        raise ValueError(f"epochs: got {epochs}; a resumed run accepts {saved.epochs} or more")
-    return dataclasses.replace(saved, epochs=epochs, show=config.show, resume=config.resume)
+    check(config)
+    if config.epochs < saved.epochs:
+        raise ValueError(
+            f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
+        )
+    return config, Path(config.resume)
+
+
+def saved_config(folder: str) -> Config:
+    """The settings to go on with the run in `folder`: its own; `epochs` may then be raised.
+
+    Raises
+    ------
+    ValueError
+        If there is no run in the folder.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        saved = Config(**json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"resume: {folder} is not a run's folder (no config.json)") from None
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"resume: {path} cannot be read: {error}") from None
+    return dataclasses.replace(saved, resume=folder, show=Config.show)
 
 
 def check(config: Config) -> None:
@@ -366,10 +381,10 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
-    for name in ("lr", "beta"):
+    for name, low, high in (("lr", 0, 1e6), ("beta", 1e-9, 1e9)):
         value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"{name}: got {value!r}; accepts numbers above 0")
+        if not isinstance(value, (int, float)) or not low < value < high:
+            raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")
     if not isinstance(config.average, (int, float)) or not 0 <= config.average < 1:
         raise ValueError(f"average: got {config.average!r}; accepts numbers from 0 to below 1")
     if config.x_dim != 1:
@@ -390,11 +405,13 @@ def _device_name(name: str) -> str:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     try:
+        if config.resume:  # the run's settings are the defaults of the other options
+            config = tyro.cli(Config, description=__doc__, default=saved_config(config.resume))
         train(config)
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"\nStopped. To go on from the last checkpoint: {stop}")
+        sys.exit(f"\nStopped. To go on from the last checkpoint, if there is one: {stop}")
     if config.show and plots.has_display():
         plt.show()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -14,6 +15,7 @@ from generative.targets import Target
 
 GENERATED, TARGET = "#4c9fd0", "#c2410c"
 BINS = 80
+SIZE = (7, 4.2)  # inches
 
 
 def has_display() -> bool:
@@ -38,8 +40,9 @@ def histogram(samples: np.ndarray, target: Target) -> np.ndarray:
 class FitPlot:
     """The target's density and, behind it, the histogram of generated samples."""
 
-    def __init__(self, target: Target, dpi: int = 100):
-        self.figure, self._axes = plt.subplots(figsize=(7, 4.2), dpi=dpi, layout="constrained")
+    def __init__(self, target: Target, figure: Figure):
+        """Draw in an empty figure: pyplot's to show it, or one of its own."""
+        self.figure, self._axes = figure, figure.subplots()
         edges = np.linspace(*target.window, BINS + 1)
         x = np.linspace(*target.window, 600)
         density = target.density(x)
@@ -87,14 +90,15 @@ def save_animation(
     frames: Sequence[np.ndarray], titles: Sequence[str], target: Target, path: Path
 ) -> None:
     """A GIF of the fit, 0.15 seconds for each histogram and two for the last one."""
-    plot = FitPlot(target, dpi=70)
+    figure = Figure(figsize=SIZE, dpi=70, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # whatever draws on the screen
+    plot = FitPlot(target, figure)
     images = []
     for heights, title in zip(frames, titles):
         plot.show(heights, title)
-        plot.figure.canvas.draw()
-        image = Image.fromarray(np.asarray(plot.figure.canvas.buffer_rgba()))
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
         images.append(image.convert("RGB").quantize(32))
-    plt.close(plot.figure)
     durations = [150] * (len(images) - 1) + [2000]
     with written_whole(path) as temporary:
         images[0].save(

@@ -4,6 +4,7 @@ plainly, closed forms and finite differences."""
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -459,8 +460,9 @@ BAD_PROBLEMS = [
     (M0.astype(complex), a0, b0, TypeError, "{M} must be float32 or float64.*complex"),
     (M0.astype(np.float16), None, None, TypeError, "float16"),
     (np.array([["x"] * 4] * 3), a0, b0, TypeError, "{M} must be float32"),
-    (None, a0, b0, TypeError, "{M} must be an array.*got None"),
-    (np.full((3, 4), 1e308), a0, b0, ValueError, "{M} must be below 1.12e"),
+    (np.full((3, 4), 1e308), a0, b0, ValueError, "{M} must be below 1.8e"),
+    (torch.ones(3, 4).to_sparse(), None, None, TypeError, "{M} must be a dense tensor"),
+    (1e200 * M0, 1e200 * a0, 1e200 * b0, ValueError, "mass times cost"),
     ([[1, 2], [3]], None, None, ValueError, "{M} is not a rectangular array"),
 ]
 
@@ -469,7 +471,7 @@ BAD_PROBLEMS = [
 def test_bad_problems_are_refused(M, a, b, error, message):
     with pytest.raises(error, match=message.format(M="M", a="a", b="b")):
         solve(M, a, b)
-    if a is not None and b is not None:
+    if a is not None and b is not None and M.ndim == 2:
         with pytest.raises(error, match=message.format(M="C", a="a1", b="a2")):
             ipot_WD(a, b, M)
 
@@ -495,6 +497,44 @@ def test_bad_problems_are_refused(M, a, b, error, message):
 def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         solve(M0 + np.arange(4), a0, b0, **options)
+
+
+def test_what_is_missing_or_has_a_dimension_too_many_is_named():
+    with pytest.raises(TypeError, match="M must be an array of shape"):
+        solve(None)
+    with pytest.raises(TypeError, match="A must be an array; got None"):
+        ipot_barycenter(None, np.ones((3, 3)), 0.1)
+    with pytest.raises(ValueError, match=r"a1 must have shape \(n,\); it has 2 dimensions"):
+        ipot_WD(np.ones((2, 3)) / 3, b0, M0)
+    with pytest.raises(ValueError, match=r"C must have shape \(n, m\); it has 3 dimensions"):
+        ipot_WD(a0, b0, M0[None])
+
+
+def test_a_later_call_changes_no_earlier_result():
+    problems = [random_problem(seed, 30, 30, np.float32) for seed in range(4)]
+    results = [solve(*problem, max_iter=20) for problem in problems]
+    before = [result.plan.copy() for result in results]
+    with torch.inference_mode():
+        solve(torch.rand(30, 30), max_iter=5)
+    for problem in problems:
+        solve(*problem, max_iter=5)
+    for result, plan in zip(results, before):
+        np.testing.assert_array_equal(result.plan, plan)
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda problem: solve(*problem, max_iter=20).plan, 5 * problems))
+    for plan, expected in zip(again, 5 * before):
+        np.testing.assert_array_equal(plan, expected)
+
+
+def test_byte_order_and_gradients_of_beta_do_not_matter():
+    M, a, b = random_problem(21, 6, 7)
+    base = solve(M, a, b, beta=0.2, max_iter=20)
+    np.testing.assert_array_equal(
+        solve(M.astype(">f8"), a, b, beta=0.2, max_iter=20).plan, base.plan
+    )
+    beta = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    plan = solve(*(torch.from_numpy(x) for x in (M, a, b)), beta=beta, max_iter=20).plan
+    np.testing.assert_array_equal(plan.numpy(), base.plan)
 
 
 def test_devices_must_agree():

@@ -16,7 +16,15 @@ import torch
 from PIL import Image
 
 import learning_demo
-from learning_demo import Config, Generator, Training, check, train, transport_step
+from learning_demo import (
+    Config,
+    Generator,
+    Training,
+    check,
+    saved_config,
+    train,
+    transport_step,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"data_size": 400, "batchsize": 64, "g_dim": 16, "num_proximal": 10, "show": False}
@@ -173,7 +181,7 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatc
             train(small(tmp_path / "cut"))
     cut = tmp_path / "cut" / "gaussian"
     assert not (cut / "metrics.json").exists()
-    resumed = train(Config(resume=str(cut), show=False))
+    resumed = train(dataclasses.replace(saved_config(str(cut)), show=False))
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
     for name, tensor in weights(tmp_path / "whole" / "gaussian").items():
         assert torch.equal(tensor, weights(cut)[name])
@@ -183,7 +191,8 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatc
 def test_a_finished_run_can_be_lengthened(tmp_path):
     whole = train(small(tmp_path / "whole", epochs=8))
     train(small(tmp_path / "grown", epochs=4))
-    grown = train(Config(resume=str(tmp_path / "grown" / "gaussian"), epochs=8, show=False))
+    saved = saved_config(str(tmp_path / "grown" / "gaussian"))
+    grown = train(dataclasses.replace(saved, epochs=8, show=False))
     assert grown["w1"] == whole["w1"] and grown["steps"] == whole["steps"]
 
 
@@ -236,7 +245,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         ({"plot_interval": 0}, "plot_interval: got 0"),
         ({"steps_per_epoch": True}, "steps_per_epoch: got True"),
         ({"num_proximal": -1}, "num_proximal: got -1"),
-        ({"lr": 0.0}, "lr: got 0.0; accepts numbers above 0"),
+        ({"lr": 0.0}, "lr: got 0.0; accepts numbers from 0 to 1e+06"),
         ({"beta": float("nan")}, "beta: got nan"),
         ({"lr": "fast"}, "lr: got 'fast'"),
         ({"average": 1.0}, "average: got 1.0; accepts numbers from 0 to below 1"),
@@ -260,11 +269,38 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, changes, message):
 
 def test_a_resumed_run_keeps_its_settings(tmp_path):
     train(small(tmp_path, epochs=2))
-    folder = str(tmp_path / "gaussian")
+    saved = saved_config(str(tmp_path / "gaussian"))
     with pytest.raises(ValueError, match=r"lr: got 0\.1, but the run in .* has 0\.0001"):
-        train(Config(resume=folder, lr=0.1, show=False))
+        train(dataclasses.replace(saved, lr=0.1))
     with pytest.raises(ValueError, match="epochs: got 1; a resumed run accepts 2 or more"):
-        train(Config(resume=folder, epochs=1, show=False))
+        train(dataclasses.replace(saved, epochs=1))
+
+
+def test_a_resumed_run_takes_what_the_command_line_says(tmp_path, monkeypatch, capsys):
+    train(small(tmp_path, epochs=2))
+    command = ["learning_demo.py", "--resume", str(tmp_path / "gaussian"), "--no-show"]
+    monkeypatch.setattr(sys, "argv", [*command, "--epochs", "4"])
+    learning_demo.main()
+    assert history(tmp_path / "gaussian")["epoch"].tolist() == [1, 2, 3, 4]
+    monkeypatch.setattr(sys, "argv", [*command, "--batchsize", "512"])  # Config's own default
+    with pytest.raises(SystemExit, match=r"batchsize: got 512, but the run in .* has 64"):
+        learning_demo.main()
+
+
+def test_a_training_that_breaks_down_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Generator, "forward", lambda self, z: self.mean + z[:, :1] * float("nan"))
+    with pytest.raises(ValueError, match=r"training broke down in epoch 1 .*try a smaller lr"):
+        train(small(tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["svg", "pdf"])
+def test_any_backend_will_do(tmp_path, backend):
+    command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path), "--epochs", "2"]
+    command += ["--plot-interval", "2", "--data-size", "400", "--batchsize", "64"]
+    environment = {**os.environ, "MPLBACKEND": backend}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "gaussian" / "fit.gif").exists()
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
