@@ -1,6 +1,6 @@
 """The published algorithms, transcribed plainly: what the solver is held against.
 
-NumPy, float64, line by line after the paper (Xie, Wang, Wang, Zha, UAI 2019), with no care for
+NumPy, float64, after the formulas of the paper (Xie, Wang, Wang, Zha, UAI 2019), with no care for
 speed or for the range of floating-point numbers. The tests use these as independent truth and the
 benchmarks as the baseline.
 """
