@@ -212,7 +212,10 @@ def train(config: Config) -> dict:
     Raises
     ------
     ValueError
-        If a setting cannot be used; nothing has been written then.
+        If a setting cannot be used, before anything is written; or if the training breaks down,
+        and then its last checkpoint stays.
+    KeyboardInterrupt
+        Passed on, with the command that resumes the run.
     """
     config, folder = _open_run(config)
     run = Training(config)
@@ -224,10 +227,9 @@ def train(config: Config) -> dict:
     _write_json(folder / "config.json", dataclasses.asdict(config))
 
     try:
-        metrics = _fit(run, folder)
+        return _fit(run, folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"python learning_demo.py --resume {folder}") from None
-    return metrics
 
 
 def _fit(run: Training, folder: Path) -> dict:
