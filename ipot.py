@@ -26,6 +26,7 @@ This file needs only NumPy and PyTorch and can be copied into any project.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -154,7 +155,6 @@ def solve(
             converged = certificate.gap_is_within(tol or 0.0)
             if last or bool(converged.all()):
                 break
-    cost.release()
     return _transport(problem, certificate, converged, int(iterate.t))
 
 
@@ -500,11 +500,6 @@ class _DenseCost:
         self.G = exponent.exp_() if self.fits else exponent
         self.space: tuple[Tensor, Tensor] | None = None  # two matrices that serve all kernels
 
-    def release(self) -> None:
-        """Keep two matrices, not the one that became the plan, for the next problem."""
-        if self.C.device.type == "cpu" and self.C.numel() <= 2**22:
-            _spare.matrices = [self.G.numpy(), self.space[0].numpy()]
-
     def reduced(self, f: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
         """C_ij - f_i - g_j in a new matrix."""
         return (self.C.to(dtype) - f[..., :, None]).sub_(g[..., None, :])
@@ -592,22 +587,26 @@ def _span(dtype: torch.dtype) -> float:
 
 
 def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised memory, from the thread's last problem if that had this shape.
+    """Uninitialised memory, on the CPU from a pool of matrices that nobody holds any more.
 
-    Touching fresh memory can cost more than the iterations: the system clears it page by page. On
-    the CPU it is NumPy's, which asks for large pages; two matrices of up to 2^22 entries are kept.
+    Touching fresh memory can cost more than the iterations: the system clears it page by page. Each
+    thread keeps the last four matrices of up to 2^22 entries.
     """
     if like.device.type != "cpu":
         return like.new_empty(shape)
     dtype = np.dtype(str(like.dtype).removeprefix("torch."))
-    spare = getattr(_spare, "matrices", [])
-    for k, matrix in enumerate(spare):
-        if matrix.shape == tuple(shape) and matrix.dtype == dtype:
-            return torch.from_numpy(spare.pop(k))
-    return torch.from_numpy(np.empty(shape, dtype))
+    pool = _pool.__dict__.setdefault("matrices", deque(maxlen=4))
+    for k in range(len(pool)):
+        # Two references: the pool's and that of the call. Any tensor or view would be another.
+        if pool[k].shape == shape and pool[k].dtype == dtype and sys.getrefcount(pool[k]) == 2:
+            return torch.from_numpy(pool[k])
+    matrix = np.empty(shape, dtype)
+    if matrix.size <= 2**22:
+        pool.append(matrix)
+    return torch.from_numpy(matrix)
 
 
-_spare = threading.local()  # .matrices: two of limited size, for this thread's next problem
+_pool = threading.local()
 
 
 def _log(x: Array) -> Tensor:
