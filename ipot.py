@@ -16,11 +16,17 @@ even that would not do (a tiny beta), the step is taken again in the log domain.
 also dual potentials: made feasible by two c-transforms they bound W from below, while the plan,
 rounded to its marginals, bounds it from above.
 
+To a given gap, and to an exact answer, there is a faster way than to iterate on. With the
+temperature halved after every second sweep the potentials are near the optimal ones after 5 to 20
+steps; the few arcs of smallest reduced cost at each point then all but surely hold an optimal plan,
+and a network simplex on these, its potentials checked against all other arcs, ends the matter.
+
     solve             any cost matrix or batch of them: plan, value, bounds, potentials, gradients
+    solve_sample      the same from two point clouds, without their cost matrix where it is large
     ipot_WD           Algorithm 1 of the paper, with the signature of its published module
     ipot_barycenter   Algorithm 2 of the paper, likewise
 
-This file needs only NumPy and PyTorch and can be copied into any project.
+This file needs NumPy, SciPy, PyTorch and POT, and can be copied into any project.
 """
 
 from __future__ import annotations
@@ -28,17 +34,29 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+import ot
+import scipy.sparse
 import torch
 from torch import Tensor
 
-__all__ = ["Transport", "ipot_WD", "ipot_barycenter", "solve"]
+__all__ = ["LazyPlan", "Transport", "ipot_WD", "ipot_barycenter", "solve", "solve_sample"]
 
 Array = np.ndarray | Tensor
+
+_DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
+_BLOCK = 2**18  # entries of a cost that are read at a time
+_SMALL = 300**2  # problems with fewer arcs go to the network simplex as they are
+_SWEEPS = 2  # in a stage of annealing
+_STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
+_ARCS = 6  # of each row for the sparse problem, times the number of others that it sees
+_OPTIMAL = 1  # POT's result code
 
 
 # --------------------------------------------------------------------------------------------------
@@ -50,17 +68,19 @@ Array = np.ndarray | Tensor
 class Transport:
     """A transport plan and the proof of how good it is; `lower_bound <= W <= value`.
 
-    Arrays are of the kind (NumPy or torch), dtype and device that :func:`solve` was given; `...`
-    are its batch dimensions, and without any the scalars are plain 0-d values.
+    Arrays are of the kind (NumPy or torch), dtype and device that the solver was given; `...` are
+    its batch dimensions, and without any the scalars are plain 0-d values.
 
     Attributes
     ----------
-    plan : array, shape (..., n, m)
-        Non-negative, with marginals a and b to rounding.
+    plan : array, shape (..., n, m), or sparse matrix, or LazyPlan
+        Non-negative, with marginals a and b to rounding. A batch of sparse or lazy plans is a list
+        of them, in C order.
     value : array, shape (...)
         Cost of the plan, in units of cost times mass: an upper bound on W. With torch inputs that
         require gradients, `value.backward()` gives the envelope gradient (Theorem B.1 of the
-        paper): the plan in M and the potentials in a and b.
+        paper): the plan in M, the potentials in a and b, and the plan times the gradient of the
+        cost in the points.
     lower_bound : array, shape (...)
         Dual value of the potentials: a lower bound on W.
     gap : array, shape (...)
@@ -68,13 +88,15 @@ class Transport:
     potentials : (f, g), shapes (..., n) and (..., m)
         Dual feasible: f_i + g_j <= M_ij for all i, j, also where a weight is zero.
     n_iter : int
-        Proximal iterations that were run.
+        Proximal iterations that were run; with `tol` or `exact` the sweeps of the annealing. The
+        most of a batch.
     converged : bool or boolean array, shape (...)
-        Whether the gap is at most `tol * |value|`, up to the rounding of the dtype; without a
-        `tol`, whether it is zero up to rounding.
+        Whether the gap is at most `tol * |value|`, up to the rounding of the dtype. Without a `tol`
+        whether it is zero to rounding; with `exact` whether no arc is left that could improve the
+        plan.
     """
 
-    plan: Array = field(repr=False)
+    plan: Array | scipy.sparse.coo_matrix | LazyPlan | list = field(repr=False)
     value: Array
     lower_bound: Array
     gap: Array
@@ -92,11 +114,18 @@ def solve(
     max_iter: int = 1000,
     inner_iter: int = 1,
     tol: float | None = None,
+    exact: bool = False,
+    sparse: bool = False,
 ) -> Transport:
     """Optimal transport for a cost matrix, with a certified gap.
 
-    Solves min <P, M> over P >= 0, P 1 = a, P^T 1 = b by the proximal-point iteration in exponent
-    form and rounds the plan to its marginals (Altschuler, Weed, Rigollet 2017, Algorithm 2).
+    Solves min <P, M> over P >= 0, P 1 = a, P^T 1 = b. There are two ways. With neither `tol` nor
+    `exact`: `max_iter` proximal iterations as in the paper, in exponent form, and the plan rounded
+    to its marginals (Altschuler, Weed, Rigollet 2017, Algorithm 2). With one of them: annealed
+    potentials, a network simplex (POT's, on the CPU) on the arcs of smallest reduced cost, and
+    pricing of all arcs, until the gap is reached. This is the faster way to any given gap, because
+    it is the rounding that holds a smooth plan back, while potentials are good early; what was
+    measured is in `benchmarks/solvers.py`.
 
     Parameters
     ----------
@@ -109,16 +138,22 @@ def solve(
         mass within the tolerance (relative 1e-6 in float64, 1e-4 in float32) is made up by scaling
         b.
     beta : float or array of shape (...), optional
-        Proximal step in units of the cost. None takes 0.05 of the cost's range, good from 1 to 16
-        dimensions; a smaller one is not better within a given number of iterations.
+        Proximal step in units of the cost, or the temperature at which annealing begins. None takes
+        0.05 of the cost's range, good from 1 to 16 dimensions; a smaller one is not better within a
+        given number of iterations.
     max_iter : int
-        Most proximal iterations; exactly as many are run if `tol` is None.
+        Proximal iterations; with `tol` or `exact` the most sweeps of the annealing, which seldom
+        needs more than 40.
     inner_iter : int
-        Sinkhorn sweeps in one proximal iteration (L in the paper).
+        Sinkhorn sweeps in one proximal iteration (L in the paper); not used with `tol` or `exact`.
     tol : float, optional
-        Stop once `gap <= tol * |value|`, looked at every few iterations; in a batch once it holds
-        for every problem. Read `converged` for the outcome: where W is zero no relative gap exists,
-        and only a gap of zero to rounding counts.
+        Stop once `gap <= tol * |value|`. Each problem of a batch stops by itself.
+    exact : bool
+        Go on until the plan is optimal: the value is that of the linear programme, and the gap zero
+        to rounding.
+    sparse : bool
+        With `exact`: give the plan, of fewer than n + m entries, as a SciPy COO matrix or a torch
+        sparse COO tensor.
 
     Returns
     -------
@@ -130,7 +165,8 @@ def solve(
         NumPy mixed with torch, mixed dtypes, not float32 or float64, counts that are not integers.
     ValueError
         Shapes that do not match, empty arrays, NaN or inf, negative weights, no mass or unequal
-        mass, devices that differ, beta <= 0, max_iter or inner_iter < 1, tol < 0.
+        mass, devices that differ, beta <= 0, max_iter or inner_iter < 1, tol < 0, `sparse` without
+        `exact`.
 
     Examples
     --------
@@ -140,22 +176,163 @@ def solve(
     >>> bool(transport.lower_bound <= 25 <= transport.value), transport.converged
     (True, True)
     """
-    _check_count("max_iter", max_iter)
-    _check_count("inner_iter", inner_iter)
-    if tol is not None and not 0 <= _as_float("tol", tol) < math.inf:
-        raise ValueError(f"tol must be None or a finite number >= 0; got {tol!r}")
+    wanted = _check_options(max_iter, inner_iter, tol, exact, sparse)
     problem = _read_problem(M, a, b, beta)
-    cost = _DenseCost(problem.C, problem.beta)
-    for iterate in _proximal(
-        cost, problem, max_iter, inner_iter, growth=4.0 if tol is None else 1.5
+    if wanted is None:
+        certificate, plan = _iterate_dense(problem, max_iter, inner_iter)
+    else:
+        costs = [_MatrixRows(problem.C[k]) for k in np.ndindex(problem.C.shape[:-2])]
+        certificate, plan = _solve_flows(problem, costs, wanted, max_iter, sparse)
+    return _transport(problem, certificate, plan)
+
+
+def solve_sample(
+    X_a: Array,
+    X_b: Array,
+    a: Array | None = None,
+    b: Array | None = None,
+    *,
+    metric: str | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
+    beta: float | Array | None = None,
+    max_iter: int = 1000,
+    tol: float | None = None,
+    exact: bool = False,
+    lazy: bool | None = None,
+    sparse: bool = False,
+) -> Transport:
+    """Optimal transport between two point clouds, with a certified gap.
+
+    As :func:`solve` for the matrix of `metric(x_i, y_j)`. If `lazy`, that matrix is never formed:
+    it is computed in blocks of rows wherever it is read, and the memory is O((n + m) d) and a block
+    of a few megabytes. With `tol` or `exact` no n x m matrix is formed in any case but for a dense
+    plan, and points on a line (d = 1, a named metric) are sorted instead.
+
+    Parameters
+    ----------
+    X_a, X_b : array, shapes (..., n, d) and (..., m, d)
+        Points, NumPy or torch, float32 or float64. Leading dimensions are a batch.
+    a, b : array, shapes (..., n) and (..., m), optional
+        Weights, as in :func:`solve`.
+    metric : "sqeuclidean", "euclidean", "cityblock" or callable
+        Cost between points; a callable takes torch tensors (n, d) and (m, d) to (n, m), and must be
+        differentiable if gradients in the points are wanted.
+    beta, max_iter, tol, exact, sparse
+        As in :func:`solve`; `max_iter` counts sweeps of Algorithm 1 with L = 1.
+    lazy : bool, optional
+        Whether to do without the matrix. None: if it would take more than 256 MiB.
+
+    Returns
+    -------
+    Transport
+        Its plan is an array, or a :class:`LazyPlan` if `lazy`; sparse if `sparse`. `value` is
+        differentiable in X_a, X_b, a and b.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`solve`; also for points whose dimensions differ and for an unknown metric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.array([[0.0], [1.0], [3.0]]), np.array([[5.0], [6.0], [8.0]])
+    >>> float(solve_sample(x, y, exact=True).value)
+    25.0
+    """
+    wanted = _check_options(max_iter, 1, tol, exact, sparse)
+    (X_a, X_b, a, b), give_back = _as_tensors(X_a=X_a, X_b=X_b, a=a, b=b)
+    distance = _read_metric(metric)
+    batch = _check_clouds(X_a, X_b, a, b)
+    x, y = (X.detach().expand(*batch, *X.shape[-2:]) for X in (X_a, X_b))
+    size = x.shape[-2] * y.shape[-2] * math.prod(batch) * x.element_size()
+    lazy = size > _DENSE_BYTES if lazy is None else bool(lazy)
+    inputs = (X_a, X_b, a, b)
+    if wanted is None and not lazy:
+        C = _pairwise(x, y, distance)
+        problem = _read_problem(C, a, b, beta, inputs=inputs, give_back=give_back)
+        certificate, plan = _iterate_dense(problem, max_iter)
+    else:
+        costs = [_CloudRows(x[k], y[k], distance) for k in np.ndindex(batch)]
+        line = wanted is not None and metric in _METRICS and x.shape[-1] == 1
+        problem = _read_clouds(costs, batch, inputs, beta, give_back, line)
+        if wanted is None:
+            certificate, plan = _iterate_lazy(problem, costs, max_iter)
+        else:
+            certificate, plan = _solve_flows(
+                problem, costs, wanted, max_iter, sparse, lazy=lazy, line=line
+            )
+    return _transport(problem, certificate, plan, clouds=(x, y, distance))
+
+
+class LazyPlan:
+    """A transport plan (n, m) between point clouds whose rows are computed when they are asked for.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        n and m.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rows: Callable[[slice | Tensor], Tensor],
+        X_b: Tensor,
+        give_back: Callable[[Tensor], Array],
     ):
-        last = iterate.t == max_iter
-        if tol is not None or last:
-            certificate = _certify(cost, problem, iterate)
-            converged = certificate.gap_is_within(tol or 0.0)
-            if last or bool(converged.all()):
-                break
-    return _transport(problem, certificate, converged, int(iterate.t))
+        self.shape = shape
+        self._rows, self._X_b, self._give_back = rows, X_b, give_back
+
+    def __repr__(self) -> str:
+        return f"LazyPlan(shape={self.shape})"
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows in _row_slices(*self.shape, self._X_b.device):
+            yield rows, self._rows(rows)
+
+    def _tensor(self, name: str, V: Array, rows: int) -> Tensor:
+        V = torch.as_tensor(V, dtype=torch.float64, device=self._X_b.device)
+        if V.ndim not in (1, 2) or V.shape[0] != rows:
+            raise ValueError(f"{name} must have shape ({rows},) or ({rows}, k); got {V.shape}")
+        return V
+
+    def rows(self, index: Array | list[int]) -> Array:
+        """The dense rows (k, m) of a list of k row numbers."""
+        index = torch.as_tensor(index, dtype=torch.int64, device=self._X_b.device)
+        if index.ndim != 1 or bool(((index < 0) | (index >= self.shape[0])).any()):
+            raise ValueError(f"index must be a list of row numbers from 0 to {self.shape[0] - 1}")
+        return self._give_back(self._rows(index))
+
+    def apply(self, V: Array) -> Array:
+        """P V for V of shape (m,) or (m, k)."""
+        V = self._tensor("V", V, self.shape[1])
+        return self._give_back(torch.cat([P @ V for _, P in self._blocks()]))
+
+    def apply_transposed(self, V: Array) -> Array:
+        """P^T V for V of shape (n,) or (n, k)."""
+        V = self._tensor("V", V, self.shape[0])
+        return self._give_back(sum(P.T @ V[rows] for rows, P in self._blocks()))
+
+    def barycentric(self) -> Array:
+        """Where each point of X_a goes: the mean of X_b under its row of the plan, (n, d).
+
+        NaN for a point without mass.
+        """
+        Y = self._X_b.double()
+        return self._give_back(torch.cat([P @ Y / P.sum(1)[:, None] for _, P in self._blocks()]))
+
+    def topk(self, k: int) -> scipy.sparse.coo_matrix | Tensor:
+        """The k largest entries of each row, as a SciPy COO matrix or a torch sparse tensor."""
+        _check_count("k", k)
+        found = [torch.topk(P, min(k, self.shape[1]), sorted=False) for _, P in self._blocks()]
+        values = torch.cat([block.values for block in found])
+        columns = torch.cat([block.indices for block in found])
+        rows = torch.arange(len(values), device=values.device)[:, None].expand_as(columns)
+        return _sparse(rows.ravel(), columns.ravel(), values.ravel(), self.shape, self._give_back)
+
+    def toarray(self) -> Array:
+        """The dense plan (n, m)."""
+        return self._give_back(torch.cat([P.clone() for _, P in self._blocks()]))
 
 
 def ipot_WD(
@@ -284,15 +461,27 @@ def ipot_barycenter(
 class _Problem:
     """Validated tensors; all of a batch have the same leading dimensions or broadcast to them."""
 
-    C: Tensor  # (..., n, m), float32 or float64
+    C: Tensor | None  # (..., n, m), float32 or float64; None between clouds
     a: Tensor  # (..., n), float64, mass 1
     b: Tensor  # (..., m), float64, mass 1
     beta: Tensor  # (..., 1), float64
     low: Tensor  # (...), float64: smallest cost
     high: Tensor  # (...), float64: largest cost
     mass: Tensor  # (...), float64: what to scale the answer by
-    inputs: tuple[Tensor | None, ...]  # C, a, b as given, for gradients
+    dtype: torch.dtype  # of the answer
+    inputs: tuple[Tensor | None, ...]  # as given, for gradients
     give_back: Callable[[Tensor], Array]  # to the caller's dtype and kind of array
+
+    @property
+    def rounding(self) -> Tensor:
+        """How small a gap the dtype can tell from zero."""
+        eps = 4 * torch.finfo(self.dtype).eps + 32 * torch.finfo(torch.float64).eps
+        return eps * self.largest + torch.finfo(self.dtype).tiny
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest cost in size."""
+        return torch.maximum(self.low.abs(), self.high.abs())
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +528,6 @@ def _proximal(
     inner_iter: int = 1,
     *,
     warm: bool = True,
-    growth: float = 4.0,
     trace: Callable[[list[Tensor]], None] | None = None,
 ) -> Iterator[_Iterate]:
     """Iterate, yielding at the end of each block of steps that share one reference.
@@ -365,7 +553,7 @@ def _proximal(
         else:
             # exp(-t C / beta) changes by its own power as t grows: blocks lengthen with t.
             cut = steps < tried or patience > 1
-            longest = max(1, min(500, int((growth - 1) * (iterate.t + steps))))
+            longest = max(1, min(500, 3 * (iterate.t + steps)))
             longest, patience = (min(longest, 2 * steps) if cut else longest), 1
         iterate, losses = block
         if trace is not None:
@@ -478,6 +666,354 @@ def _barycenter_iterates(log_p: Tensor, cost: Tensor, weights: Tensor, max_iter:
     return log_q
 
 
+def _iterate_dense(
+    problem: _Problem, max_iter: int, inner_iter: int = 1
+) -> tuple[_Certificate, Tensor]:
+    """`max_iter` proximal iterations on a cost matrix, rounded and certified."""
+    cost = _DenseCost(problem.C, problem.beta)
+    iterate = _last(_proximal(cost, problem, max_iter, inner_iter))
+    return _certify(cost, problem, iterate)
+
+
+def _iterate_lazy(
+    problem: _Problem, costs: list[_CloudRows], max_iter: int
+) -> tuple[_Certificate, LazyPlan | list[LazyPlan]]:
+    """The same iterates without a matrix, one problem of the batch after another."""
+    parts, plans = [], []
+    for k, cost in zip(np.ndindex(problem.mass.shape), costs):
+        a, b, beta = problem.a[k], problem.b[k], float(problem.beta[k])
+        # log A_t and log B_t, up to the weights; the last two of each.
+        F = F_last = torch.zeros_like(a)
+        G = G_last = torch.where(b > 0, -b.log(), 0.0)
+        for t in range(1, max_iter + 1):
+            eps = beta / t
+            g = eps * (2 * G - G_last)
+            f = eps * (2 * F - F_last) if t > 1 else cost.row_minima(g)
+            f, g, _ = cost.sweep(f, g, eps, a, b)
+            F, F_last, G, G_last = f / eps, F, g / eps, G
+        rows, value = _round_lazily(cost, f, g, eps, a, b)
+        step = torch.where(b > 0, beta * (G - G_last), -math.inf)
+        parts.append((value, *_dual_bound(cost, step, a, b, problem.dtype)))
+        scaled = partial(_scaled_rows, rows, float(problem.mass[k]))
+        plans.append(LazyPlan(cost.shape, scaled, cost.Y, problem.give_back))
+    certificate = _stacked(problem, parts, max_iter)
+    return certificate, plans if problem.mass.ndim else plans[0]
+
+
+def _scaled_rows(rows: Callable, mass: float, index: slice | Tensor) -> Tensor:
+    return mass * rows(index)
+
+
+# --------------------------------------------------------------------------------------------------
+# To a gap: annealed potentials, a network simplex on few arcs, pricing of all
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Flow:
+    """A feasible plan with few entries and a dual variable to prove its worth; one problem."""
+
+    rows: np.ndarray  # int64
+    columns: np.ndarray  # int64
+    mass: np.ndarray  # float64, sum 1
+    cost: float  # of the plan
+    g: Tensor  # (m,), float64; -inf where b is zero
+    optimal: bool  # whether no arc is left that could improve it
+    sweeps: int = 0
+    f: Tensor | None = None  # (n,), float64, where it is known without a c-transform
+
+
+def _solve_flows(
+    problem: _Problem,
+    costs: list[_Rows],
+    tol: float,
+    max_iter: int,
+    sparse: bool,
+    lazy: bool = False,
+    line: bool = False,
+) -> tuple[_Certificate, Tensor | LazyPlan | list]:
+    """Every problem of the batch to the relative gap `tol`, and the plans in the form asked for."""
+    (n, m), batch, device = costs[0].shape, problem.mass.shape, problem.mass.device
+    dense = None if sparse or lazy else _zeros((*batch, n, m), problem.dtype, device)
+    parts, plans, optimal, sweeps = [], [], [], 0
+    for k, cost in zip(np.ndindex(batch), costs):
+        a, b = problem.a[k], problem.b[k]
+        if line:
+            flow = _sorted_flow(cost, a, b)
+        else:
+            flow = _solve_flow(cost, a, b, float(problem.beta[k]), tol, max_iter)
+        parts.append(
+            (_tensor(flow.cost, device), *_dual_bound(cost, flow.g, a, b, problem.dtype, flow.f))
+        )
+        optimal.append(flow.optimal)
+        sweeps = max(sweeps, flow.sweeps)
+        mass = flow.mass * float(problem.mass[k])
+        rows, columns, values = (_tensor(x, device) for x in (flow.rows, flow.columns, mass))
+        if dense is not None:
+            dense[k][rows, columns] = values.to(problem.dtype)
+        elif sparse:
+            plans.append(_sparse(rows, columns, values, (n, m), problem.give_back))
+        else:
+            table = scipy.sparse.csr_array((mass, (flow.rows, flow.columns)), shape=(n, m))
+            plans.append(
+                LazyPlan((n, m), partial(_table_rows, table, device), cost.Y, problem.give_back)
+            )
+    certificate = _stacked(problem, parts, sweeps, tol, optimal)
+    if dense is not None:
+        return certificate, dense
+    return certificate, plans if batch else plans[0]
+
+
+def _table_rows(table: scipy.sparse.csr_array, device: torch.device, index) -> Tensor:
+    index = index.cpu().numpy() if isinstance(index, Tensor) else index
+    return torch.as_tensor(table[index].toarray(), device=device)
+
+
+def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_iter: int) -> _Flow:
+    """A flow whose gap is within `tol`, by column generation.
+
+    Few of the n m arcs carry mass in an optimal plan. Potentials near the optimal ones tell which
+    may: those whose reduced cost C_ij - f_i - g_j is small. The network simplex on these arcs has
+    potentials of its own; an arc whose cost they exceed is added, and when there is none, the flow
+    is optimal among all. The simplex gets the reduced costs, which it solves 3 to 7 times as fast
+    as the costs: most arcs that are not needed are then visibly dear.
+    """
+    rows, columns = a.nonzero().ravel(), b.nonzero().ravel()
+    whole, whole_b = cost.shape == (len(rows), len(columns)), b
+    cost, a, b = cost.restricted(rows, columns), a[rows], b[columns]
+    n, m = cost.shape
+    if n * m <= _SMALL or n == 1 or m == 1:
+        arcs, f, g, optimal = _all_arcs_flow(cost, a, b)
+        sweeps = 0
+    else:
+        g, neighbours, sweeps = _anneal(cost, a, b, beta, max_iter)
+        count = math.ceil(min(60.0, max(8.0, _ARCS * neighbours)))  # 8 for NaN
+        arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, tol)
+    used = arcs.flow > 0
+    return _Flow(
+        rows.cpu().numpy()[arcs.rows[used]],
+        columns.cpu().numpy()[arcs.columns[used]],
+        arcs.flow[used],
+        float(arcs.flow[used] @ arcs.costs[used]),
+        g if whole else torch.full_like(whole_b, -math.inf).index_copy(0, columns, g),
+        optimal,
+        sweeps,
+        f if whole else None,
+    )
+
+
+def _anneal(
+    cost: _Rows, a: Tensor, b: Tensor, eps: float, max_iter: int
+) -> tuple[Tensor, float, int]:
+    """g near an optimal one, how many others a point sees then, and how many sweeps it took.
+
+    Proximal steps whose temperature is halved from one to the next, each of two Sinkhorn sweeps
+    from the potentials extrapolated along half of the last change: IPOT's extrapolation for this
+    schedule. It ends where a point sees few others: when the mean of
+    1 / sum_j (P_ij / a_i)^2 falls below 5. That is after 5 stages in 16 dimensions and 11 in 2.
+    """
+    g = cost.column_minima(torch.zeros_like(a))
+    f = cost.row_minima(g)
+    f_warm, g_warm = f, g
+    for stage in range(1, _STAGES + 1):
+        f_new, g_new, neighbours = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
+        if not bool(f_new.isfinite().all() & g_new.isfinite().all()):
+            break  # out of float32's range: the potentials of the stage before will do
+        f_warm, g_warm = f_new + (f_new - f) / 2, g_new + (g_new - g) / 2
+        f, g = f_new, g_new
+        eps /= 2
+        if neighbours < 5 or _SWEEPS * stage >= max_iter:
+            break
+    return g, neighbours, _SWEEPS * stage
+
+
+@dataclass(eq=False)
+class _Arcs:
+    """Arcs of the sparse problem in row-major order, with their costs and what flows in them."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    costs: np.ndarray
+    flow: np.ndarray | None = None
+
+    @classmethod
+    def union(cls, m: int, *parts: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Arcs:
+        rows, columns, costs = (np.concatenate(x) for x in zip(*parts))
+        _, first = np.unique(rows * m + columns, return_index=True)
+        return cls(rows[first], columns[first], costs[first])
+
+
+def _generate_columns(
+    cost: _Rows, g: Tensor, a: Tensor, b: Tensor, count: int, tol: float
+) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """Arcs with a flow on them, the best potentials seen, and whether the flow is optimal.
+
+    Begins with the `count` nearest arcs of each row under g.
+    """
+    m = cost.shape[1]
+    mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
+    arcs, f = _near_arcs(cost, g, count, mass_a, mass_b)
+    eps = np.finfo(float).eps
+    tolerance = 1e-12 * float(np.ptp(arcs.costs)) + 8 * eps * float(np.abs(arcs.costs).max())
+    best, f_best, g_best = a @ f + b @ g, f, g
+    while True:
+        reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
+        found = _network_simplex(mass_a, mass_b, arcs, reduced)
+        if found is None:  # a feasible flow all the same, with an honest gap
+            path, columns, mass = _north_west(mass_a, mass_b)
+            arcs.flow = np.zeros(len(arcs.rows))
+            arcs.flow[np.searchsorted(arcs.rows * m + arcs.columns, path * m + columns)] = mass
+            return arcs, f_best, g_best, False
+        arcs.flow, f_step, g_step = found
+        f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
+        f, more = _price(cost, f, g, tolerance)
+        bound = a @ f + b @ g
+        if bound >= best:
+            best, f_best, g_best = bound, f, g
+        size = len(arcs.rows)
+        longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
+        value = float(arcs.flow @ arcs.costs)
+        if len(longer.rows) == size:
+            return arcs, f_best, g_best, True
+        if tol and value - float(best) <= tol * abs(value):
+            return arcs, f_best, g_best, False
+        arcs = longer
+
+
+def _near_arcs(
+    cost: _Rows, g: Tensor, count: int, a: np.ndarray, b: np.ndarray
+) -> tuple[_Arcs, Tensor]:
+    """The arcs of smallest C_ij - g_j of each row i, a path of arcs that can carry all mass, and
+    the c-transform of g."""
+    n, m = cost.shape
+    count = min(m, math.ceil(count * max(1.0, m / n)))
+    path_rows, path_columns, _ = _north_west(a, b)
+    near, costs = np.empty((n, count), np.int64), np.empty((n, count))
+    path_costs, least = np.empty(len(path_rows)), torch.empty(n, dtype=g.dtype, device=g.device)
+    for rows, C in cost.blocks():
+        reduced = cost.reduced(C, 0.0, g)
+        least[rows] = reduced.amin(1)
+        # In float32 what is near can be told apart once the least of the row is taken off.
+        reduced.sub_(least[rows, None])
+        j = torch.topk(reduced.float(), count, largest=False, sorted=False).indices
+        near[rows], costs[rows] = j.cpu().numpy(), C.gather(1, j).cpu().numpy()
+        on_path = slice(*np.searchsorted(path_rows, (rows.start, rows.stop)))
+        i, j = (_tensor(x[on_path], C.device) for x in (path_rows - rows.start, path_columns))
+        path_costs[on_path] = C[i, j].cpu().numpy()
+    rows = np.repeat(np.arange(n), count)
+    near = (rows, near.ravel(), costs.ravel())
+    return _Arcs.union(m, near, (path_rows, path_columns, path_costs)), least
+
+
+def _price(
+    cost: _Rows, f: Tensor, g: Tensor, tolerance: float
+) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The largest f that g allows, and the worst arcs of each row that the given f violates."""
+    best = torch.empty_like(f)
+    count = min(cost.shape[1], 8)
+    found = []
+    for rows, C in cost.blocks():
+        slack = cost.reduced(C, 0.0, g)
+        best[rows] = slack.amin(1)
+        bad = (best[rows] < f[rows] - tolerance).nonzero().ravel()
+        if len(bad):
+            least, j = torch.topk(slack[bad], count, largest=False)
+            i = bad[:, None].expand_as(j)
+            chosen = least < f[rows][i] - tolerance
+            i, j = i[chosen], j[chosen]
+            found.append([x.cpu().numpy() for x in (i + rows.start, j, C[i, j])])
+    nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    return best, tuple(np.concatenate(x) for x in zip(nothing, *found))
+
+
+def _network_simplex(
+    a: np.ndarray, b: np.ndarray, arcs: _Arcs, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Optimal flow on the arcs and potentials, by POT; None if it reports failure."""
+    scale = float(np.abs(costs).max()) or 1.0
+    table = scipy.sparse.coo_matrix(
+        (costs / scale, (arcs.rows, arcs.columns)), shape=(len(a), len(b))
+    )
+    plan, log = _emd(a, b, table)
+    if log["result_code"] != _OPTIMAL:
+        return None
+    flow = np.zeros(len(costs))
+    at = np.searchsorted(
+        arcs.rows * len(b) + arcs.columns, plan.row.astype(np.int64) * len(b) + plan.col
+    )
+    flow[at] = plan.data
+    return flow, scale * log["u"], scale * log["v"]
+
+
+def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """The flow of a small problem, by POT's dense network simplex."""
+    C, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), a, b))
+    optimal = True
+    if 1 in C.shape:  # one plan only
+        plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
+    else:
+        low, scale = C.min(), float(np.ptp(C)) or 1.0
+        plan, log = _emd(mass_a, mass_b, (C - low) / scale)
+        g = scale * log["v"]
+        if log["result_code"] != _OPTIMAL:
+            rows, columns, mass = _north_west(mass_a, mass_b)
+            plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
+            plan[rows, columns] = mass
+    rows, columns = plan.nonzero()
+    arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
+    return arcs, _tensor((C - g).min(1), a.device), _tensor(g, a.device), optimal
+
+
+def _emd(a: np.ndarray, b: np.ndarray, costs: np.ndarray | scipy.sparse.coo_matrix) -> tuple:
+    """POT's network simplex, however long it takes; the result code in its log is to be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        limit = 2**31 - 1
+        return ot.emd(a, b, costs, limit, log=True, center_dual=False, check_marginals=False)
+
+
+def _north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The north-west corner rule: n + m - 1 arcs, each one step down or right of the last, and the
+    mass that flows in them; feasible for all weights, optimal if the cost is a Monge matrix."""
+    a, b = np.cumsum(a), np.cumsum(b)
+    ends = np.concatenate((a[:-1] / a[-1], b[:-1] / b[-1]))
+    order = np.argsort(ends, kind="stable")
+    down = np.concatenate(([0], order < len(a) - 1))
+    rows = np.cumsum(down)
+    columns = np.arange(len(rows)) - rows
+    mass = np.diff(ends[order], prepend=0.0, append=1.0)
+    return rows, columns, mass
+
+
+def _sorted_flow(cost: _CloudRows, a: Tensor, b: Tensor) -> _Flow:
+    """Points on a line with a convex cost: the sorted order is optimal, for plan and potentials.
+
+    Along the north-west path one index changes at a time, so that f and g are sums of differences
+    of costs; feasible everywhere as the sorted cost is a Monge matrix.
+    """
+    x, order_x = cost.X.ravel().sort(stable=True)
+    y, order_y = cost.Y.ravel().sort(stable=True)
+    rows, columns, mass = _north_west(a[order_x].cpu().numpy(), b[order_y].cpu().numpy())
+    device, power = a.device, 2 if cost.distance is _METRICS["sqeuclidean"] else 1
+    along = np.abs(x.cpu().numpy()[rows] - y.cpu().numpy()[columns]) ** power
+    change, down = np.diff(along.astype(np.longdouble)), np.diff(rows) == 1
+    f = np.concatenate(([0.0], np.cumsum(change[down])))
+    g = np.concatenate(([0.0], np.cumsum(change[~down]))) + along[0]
+    # What the rounding of sums and costs could break of f_i + g_j <= C_ij.
+    span = float(torch.maximum(x[-1], y[-1]) - torch.minimum(x[0], y[0])) ** power
+    f = f - 8 * np.finfo(float).eps * (np.abs(f).max() + np.abs(g).max() + span)
+    f, g = (_tensor(z.astype(float), device) for z in (f, g))
+    return _Flow(
+        order_x.cpu().numpy()[rows],
+        order_y.cpu().numpy()[columns],
+        mass,
+        float(mass @ along),
+        torch.empty_like(g).index_copy(0, order_y, g),
+        True,
+        f=torch.empty_like(f).index_copy(0, order_x, f),
+    )
+
+
 # --------------------------------------------------------------------------------------------------
 # Geometry: all that reads the entries of a cost
 # --------------------------------------------------------------------------------------------------
@@ -586,6 +1122,227 @@ def _span(dtype: torch.dtype) -> float:
     return 80.0 if dtype == torch.float32 else 600.0
 
 
+class _Rows:
+    """A cost (n, m) that is read in blocks of rows, float64; one problem.
+
+    Of all entries at a time, only the cost matrix that was given, and one kernel beside it, exist.
+    """
+
+    shape: tuple[int, int]
+    device: torch.device
+
+    def block(self, rows: slice | Tensor) -> Tensor:
+        """Rows of the cost, (k, m); valid until the next block is read."""
+        raise NotImplementedError
+
+    def restricted(self, rows: Tensor, columns: Tensor) -> _Rows:
+        """The same cost between some of the points."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows in _row_slices(*self.shape, self.device):
+            yield rows, self.block(rows)
+
+    def reduced(self, C: Tensor, f: Tensor | float, g: Tensor) -> Tensor:
+        """C - f - g, in scratch memory that the next call uses again."""
+        if self._scratch is None or len(self._scratch) < len(C):
+            self._scratch = torch.empty_like(C, memory_format=torch.contiguous_format)
+        out = torch.sub(C, g, out=self._scratch[: len(C)])
+        return out if isinstance(f, float) else out.sub_(f)
+
+    _scratch: Tensor | None = None
+
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest cost."""
+        low, high = zip(*((C.amin(), C.amax()) for _, C in self.blocks()))
+        return torch.stack(low).amin(), torch.stack(high).amax()
+
+    def row_minima(self, g: Tensor) -> Tensor:
+        """min_j (C_ij - g_j)."""
+        # Written in place: small tensors kept among large ones that come and go fragment the heap.
+        least = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
+        for rows, C in self.blocks():
+            least[rows] = self.reduced(C, 0.0, g).amin(1)
+        return least
+
+    def column_minima(self, f: Tensor) -> Tensor:
+        """min_i (C_ij - f_i)."""
+        least = torch.full((self.shape[1],), math.inf, dtype=torch.float64, device=self.device)
+        for rows, C in self.blocks():
+            column = self.reduced(C, 0.0, f[rows, None]).amin(0)
+            least = torch.minimum(least, column)
+        return least
+
+    def sweep(
+        self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
+    ) -> tuple[Tensor, Tensor, float]:
+        """Sinkhorn sweeps from g at temperature eps: f, g and how many others a point sees.
+
+        The f that is given only keeps the exponents in range. Rows and columns are fitted in one
+        pass: a block has whole rows, so that their scaling is known when it adds to the columns.
+        """
+        fresh = self._refer(f, g, eps)
+        a, b = a.float(), b.float()
+        v = b * ((g - self.g) / eps).exp().float()
+        row = torch.empty_like(a)
+        for left in reversed(range(count)):
+            column, neighbours = torch.zeros_like(b), 0.0
+            for rows in _row_slices(*self.shape, self.device):
+                K = self._kernel(rows, eps, fresh)
+                row[rows] = _product(K, v)
+                column += _product(a[rows] / row[rows], K)
+                if left == 0:  # 1 / sum_j (P_ij / a_i)^2, with the kernel of the next stage
+                    K.square_().clamp_(1e-26, 1e26)
+                    neighbours += (a[rows] * row[rows].square() / _product(K, v.square())).sum()
+            v, fresh = b / column, False
+        f, g = self.f - eps * row.double().log(), self.g - eps * column.double().log()
+        return f, g, float(neighbours)
+
+    def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
+        """Set the potentials that the kernel is relative to; whether it is to be computed."""
+        self.f, self.g = f, g
+        return True
+
+    def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
+        """Rows of exp((f + g - C) / eps) in float32; the caller may change them."""
+        K = self.reduced(self.block(rows), self.f[rows, None], self.g).float()
+        return K.mul_(-1 / eps).clamp_(-40, 40).exp_()  # no product of three overflows
+
+
+class _MatrixRows(_Rows):
+    """A cost matrix. Annealing stores its kernel, in float32, and squares it to halve eps."""
+
+    def __init__(self, C: Tensor, rows: Tensor | None = None, columns: Tensor | None = None):
+        self.C, self.rows, self.columns = C, rows, columns
+        self.shape = C.shape if rows is None else (len(rows), len(columns))
+        self.device = C.device
+        self.kernel: Tensor | None = None
+        self.eps = 0.0
+
+    def block(self, rows: slice | Tensor) -> Tensor:
+        C = self.C[rows] if self.rows is None else self.C[self.rows[rows]][:, self.columns]
+        return C.double()
+
+    def restricted(self, rows: Tensor, columns: Tensor) -> _MatrixRows:
+        if (len(rows), len(columns)) == self.shape:
+            return self
+        if (
+            2 * len(rows) * len(columns) <= self.C.numel()
+        ):  # smaller than one matrix, with its kernel
+            return _MatrixRows(self.C[rows[:, None], columns])
+        return _MatrixRows(self.C, rows, columns)
+
+    def sweep(
+        self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
+    ) -> tuple[Tensor, Tensor, float]:
+        found = super().sweep(f, g, eps, a, b, count)
+        self.eps = eps / 2  # of the stored kernel, now squared
+        return found
+
+    def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
+        if self.kernel is None:
+            self.kernel = _new_matrix(f.float(), tuple(self.shape))
+        elif self.eps == eps:
+            moved = torch.maximum((f - self.f).abs().amax(), (g - self.g).abs().amax())
+            if bool(moved < 15 * eps):
+                return False
+        return super()._refer(f, g, eps)
+
+    def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
+        if not fresh:
+            return self.kernel[rows]
+        K = self.kernel[rows].copy_(self.reduced(self.block(rows), self.f[rows, None], self.g))
+        return K.mul_(-1 / eps).clamp_(-60, 60).exp_()
+
+
+class _CloudRows(_Rows):
+    """The cost between two clouds, (n, d) and (m, d), computed in float64 whenever it is read."""
+
+    def __init__(self, X: Tensor, Y: Tensor, distance: Callable[[Tensor, Tensor], Tensor]):
+        self.X, self.Y, self.distance = X.double(), Y.double(), distance
+        self.shape = len(X), len(Y)
+        self.device = X.device
+        self._block: Tensor | None = None
+
+    def block(self, rows: slice | Tensor) -> Tensor:
+        if self.distance is not _sqeuclidean:
+            return self.distance(self.X[rows], self.Y)
+        if self._block is None:
+            centre = self.Y.mean(0)
+            self._centred = self.X - centre, (self.Y - centre).T.contiguous()
+            self._squares = [Z.square().sum(d) for d, Z in zip((1, 0), self._centred)]
+        x, y = self._centred[0][rows], self._centred[1]
+        if self._block is None or len(self._block) < len(x):
+            self._block = x.new_empty(len(x), y.shape[1])
+        C = torch.addmm(self._squares[1], x, y, alpha=-2, out=self._block[: len(x)])
+        return C.add_(self._squares[0][rows, None]).clamp_min_(0.0)
+
+    def restricted(self, rows: Tensor, columns: Tensor) -> _CloudRows:
+        if (len(rows), len(columns)) == self.shape:
+            return self
+        return _CloudRows(self.X[rows], self.Y[columns], self.distance)
+
+    def ends(self) -> _CloudRows:
+        """Between the first and last points on a line only: the largest cost is among these."""
+        x, y = (torch.stack((Z.amin(0), Z.amax(0))) for Z in (self.X, self.Y))
+        return _CloudRows(x, y, self.distance)
+
+    def span(self) -> tuple[Tensor, Tensor]:
+        for rows in _row_slices(*self.shape, self.device):
+            C, expected = self.block(rows), (rows.stop - rows.start, self.shape[1])
+            if not isinstance(C, Tensor) or C.shape != expected:
+                got = tuple(C.shape) if isinstance(C, Tensor) else type(C).__name__
+                raise ValueError(f"metric must give a tensor of shape {expected}; got {got}")
+            break
+        low, high = super().span()
+        if not bool(low.isfinite() & high.isfinite()):
+            raise ValueError("metric must give finite costs; got NaN or inf")
+        return low, high
+
+
+def _sqeuclidean(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2 by |x|^2 + |y|^2 - 2 <x, y>, about the mean of y so that little cancels."""
+    centre = y.detach().mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    inner = torch.matmul(x, y.mT).mul_(-2)
+    inner.add_(x.square().sum(-1)[..., :, None]).add_(y.square().sum(-1)[..., None, :])
+    return inner.clamp_min(0.0)
+
+
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _cityblock(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, p=1.0)
+
+
+_METRICS = {"sqeuclidean": _sqeuclidean, "euclidean": _euclidean, "cityblock": _cityblock}
+
+
+def _pairwise(x: Tensor, y: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The cost matrices of a batch; a callable sees one pair of clouds at a time."""
+    if distance in _METRICS.values() or x.ndim == 2:
+        return distance(x, y)
+    costs = [distance(x[k], y[k]) for k in np.ndindex(x.shape[:-2])]
+    return torch.stack(costs).reshape(*x.shape[:-2], *costs[0].shape)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y; NumPy's is twice as fast for the blocks read on a CPU, and runs in one thread."""
+    if x.device.type != "cpu":
+        return x @ y
+    with np.errstate(over="ignore", invalid="ignore"):
+        return torch.from_numpy(x.numpy() @ y.numpy())
+
+
+def _row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
+    """Rows in blocks that stay in a CPU's cache, or that fill a GPU."""
+    size = max(1, (_BLOCK if device.type == "cpu" else 64 * _BLOCK) // m)
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
 def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uninitialised memory, on the CPU from a pool of matrices that nobody holds any more.
 
@@ -625,40 +1382,110 @@ def _largest(x: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Certificate:
-    """A feasible plan of mass 1, feasible potentials, and the bounds on W that they prove."""
+    """Feasible potentials, and the bounds on W that they and a plan of mass 1 prove."""
 
-    plan: Tensor
     f: Tensor
     g: Tensor
-    value: Tensor  # float64, as the next two
+    value: Tensor  # float64, as the next
     lower_bound: Tensor
-    rounding: Tensor  # how small a gap the dtype can tell from zero
-
-    def gap_is_within(self, tol: float) -> Tensor:
-        return self.value - self.lower_bound <= tol * self.value.abs() + self.rounding
+    converged: Tensor
+    n_iter: int
 
 
-def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> _Certificate:
+def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> tuple[_Certificate, Tensor]:
+    """The iterate's plan, rounded and with the problem's mass, and what it proves."""
     a, b, C = problem.a, problem.b, problem.C
     eps, eps64 = torch.finfo(C.dtype).eps, torch.finfo(torch.float64).eps
-    largest = torch.maximum(problem.low.abs(), problem.high.abs())
 
     plan = _round_to_marginals(iterate.plan(), a, b)
     # What rounding leaves of the marginals' error could cost its mass times the range of the cost.
     error = (a - _sum64(plan, -1)).abs().sum(-1) + (b - _sum64(plan, -2)).abs().sum(-1)
     value, size = cost.of_plan(plan)
-    value = value + error * (problem.high - problem.low + largest) + 2 * eps * size
-    value = value + 16 * eps64 * largest
+    value = value + error * (problem.high - problem.low + problem.largest) + 2 * eps * size
+    value = value + 16 * eps64 * problem.largest
 
     # Columns without mass put no bound on the rows; their own potential follows from the rows.
     g = torch.where(b > 0, iterate.step_potential(problem.beta), -math.inf).to(C.dtype)
     f, g = cost.c_transforms(g)
-    f64, g64 = f.double(), g.double()
-    dual = (a * f64).sum(-1) + (b * g64).sum(-1)
-    dual_size = (a * f64.abs()).sum(-1) + (b * g64.abs()).sum(-1)
-    lower_bound = dual - 4 * eps64 * dual_size
-    rounding = (4 * eps + 32 * eps64) * largest + torch.finfo(C.dtype).tiny
-    return _Certificate(plan, f, g, value, lower_bound, rounding)
+    lower_bound = _dual_value(f, g, a, b)
+    converged = value - lower_bound <= problem.rounding
+    plan.mul_(problem.mass[..., None, None].to(C.dtype))
+    return _Certificate(f, g, value, lower_bound, converged, iterate.t), plan
+
+
+def _dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """<a, f> + <b, g> in float64, less what its rounding may have added."""
+    f, g = f.double(), g.double()
+    size = (a * f.abs()).sum(-1) + (b * g.abs()).sum(-1)
+    return (a * f).sum(-1) + (b * g).sum(-1) - 4 * torch.finfo(torch.float64).eps * size
+
+
+def _dual_bound(
+    cost: _Rows, g: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, f: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Potentials that are feasible in dtype, and their dual value.
+
+    g, with -inf where b is zero, is c-transformed twice, unless its c-transform f is given.
+    """
+    if f is None:
+        g = -_round_up(-g, dtype)
+        f = -_round_up(-_next_below(cost.row_minima(g.double())), dtype)
+        g = -_round_up(-_next_below(cost.column_minima(f.double())), dtype)
+    else:
+        f, g = -_round_up(-_next_below(f), dtype), -_round_up(-g, dtype)
+    return _dual_value(f, g, a, b), f, g
+
+
+def _stacked(
+    problem: _Problem,
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    n_iter: int,
+    tol: float = 0.0,
+    optimal: list[bool] | None = None,
+) -> _Certificate:
+    """The certificate of a batch from the (value, lower bound, f, g) of each of its problems."""
+    batch = problem.mass.shape
+    value, lower_bound, f, g = (torch.stack(x).reshape((*batch, *x[0].shape)) for x in zip(*parts))
+    converged = value - lower_bound <= tol * value.abs() + problem.rounding
+    if optimal is not None:
+        converged = converged | torch.tensor(optimal, device=value.device).reshape(batch)
+    lower_bound = torch.minimum(lower_bound, value)
+    return _Certificate(f, g, value, lower_bound, converged, n_iter)
+
+
+def _round_lazily(
+    cost: _CloudRows, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor
+) -> tuple[Callable[[slice | Tensor], Tensor], Tensor]:
+    """The rows of the rounded plan a_i b_j exp((f_i + g_j - C_ij) / eps), and its cost.
+
+    As `_round_to_marginals`, in two passes over the cost: a block has whole rows, so that their
+    scale is known at once.
+    """
+    scale_a = torch.empty_like(a)
+
+    def smooth(C: Tensor, rows: slice | Tensor) -> Tensor:
+        P = cost.reduced(C, f[rows, None], g).mul_(-1 / eps).clamp_max_(700).exp_()
+        return P.mul_(b).mul_(a[rows, None])
+
+    column = torch.zeros_like(b)
+    for rows, C in cost.blocks():
+        P = smooth(C, rows)
+        scale_a[rows] = (a[rows] / P.sum(1).clamp_min(1e-300)).clamp_max(1.0)
+        column += scale_a[rows] @ P
+    scale_b = (b / column.clamp_min(1e-300)).clamp_max(1.0)
+    missing_b = (b - column * scale_b).clamp_min(0.0)
+    missing_b = missing_b / missing_b.sum().clamp_min(1e-300)
+    missing_a, value = torch.empty_like(a), torch.zeros((), dtype=a.dtype, device=a.device)
+    for rows, C in cost.blocks():
+        P = smooth(C, rows).mul_(scale_b).mul_(scale_a[rows, None])
+        missing_a[rows] = (a[rows] - P.sum(1)).clamp_min(0.0)
+        value = value + (P.mul_(C)).sum() + missing_a[rows] @ (C @ missing_b)
+
+    def plan(rows: slice | Tensor) -> Tensor:
+        P = smooth(cost.block(rows), rows).mul_(scale_b).mul_(scale_a[rows, None])
+        return P.addcmul_(missing_a[rows, None], missing_b)
+
+    return plan, value
 
 
 def _round_to_marginals(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -684,44 +1511,93 @@ def _sum64(x: Tensor, axis: int | tuple[int, int]) -> Tensor:
     return x.sum(axis, dtype=torch.float64)
 
 
-def _transport(problem: _Problem, found: _Certificate, converged: Tensor, n_iter: int) -> Transport:
+def _transport(
+    problem: _Problem,
+    found: _Certificate,
+    plan: Tensor | scipy.sparse.coo_matrix | LazyPlan | list,
+    clouds: tuple[Tensor, Tensor, Callable] | None = None,
+) -> Transport:
     """The caller's units, dtype and kind; bounds are rounded outwards."""
-    dtype, mass = problem.C.dtype, problem.mass
+    dtype, mass, give = problem.dtype, problem.mass, problem.give_back
     value = _round_up(found.value * mass, dtype)
     lower_bound = -_round_up(-found.lower_bound * mass, dtype)
     gap = value - lower_bound
-    plan = found.plan.mul_(mass[..., None, None].to(dtype))
     if any(x is not None and x.requires_grad for x in problem.inputs):
-        value = _Envelope.apply(*problem.inputs, value, plan, found.f, found.g)
-    give = problem.give_back
+        if clouds is None:
+            dense = plan if isinstance(plan, Tensor) and not plan.is_sparse else _densified(plan)
+            gradients = (dense.reshape(*mass.shape, *dense.shape[-2:]), found.f, found.g)
+        else:
+            gradients = (*_cloud_gradients(plan, mass.shape, *clouds), found.f, found.g)
+        value = _Envelope.apply(value, gradients, *problem.inputs)
     return Transport(
-        plan=give(plan),
+        plan=give(plan) if isinstance(plan, Tensor) and not plan.is_sparse else plan,
         value=give(value),
         lower_bound=give(lower_bound),
         gap=give(gap),
         potentials=(give(found.f), give(found.g)),
-        n_iter=n_iter,
-        converged=bool(converged) if converged.ndim == 0 else give(converged),
+        n_iter=found.n_iter,
+        converged=bool(found.converged) if found.converged.ndim == 0 else give(found.converged),
     )
 
 
 class _Envelope(torch.autograd.Function):
-    """The value as a function of (M, a, b): its gradient is (plan, f, g) (envelope theorem)."""
+    """The value as a function of the inputs, whose gradients are known (envelope theorem)."""
 
     @staticmethod
-    def forward(ctx, M, a, b, value, plan, f, g):
-        ctx.save_for_backward(plan, f, g)
-        ctx.shapes = [None if x is None else x.shape for x in (M, a, b)]
+    def forward(ctx, value, gradients, *inputs):
+        ctx.save_for_backward(*gradients)
+        ctx.shapes = [None if x is None else x.shape for x in inputs]
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        plan, f, g = ctx.saved_tensors
-        parts = (grad[..., None, None] * plan, grad[..., None] * f, grad[..., None] * g)
-        wanted = zip(ctx.needs_input_grad, parts, ctx.shapes)
-        grads = [part.sum_to_size(shape) if needed else None for needed, part, shape in wanted]
-        return *grads, None, None, None, None
+        grads = []
+        for gradient, shape, wanted in zip(ctx.saved_tensors, ctx.shapes, ctx.needs_input_grad[2:]):
+            rates = grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
+            grads.append((rates * gradient).sum_to_size(shape) if wanted else None)
+        return None, None, *grads
+
+
+def _densified(plan: Tensor | list[Tensor]) -> Tensor:
+    return torch.stack([x.to_dense() for x in (plan if isinstance(plan, list) else [plan])])
+
+
+def _cloud_gradients(
+    plan: Tensor | LazyPlan | list,
+    batch: torch.Size,
+    x: Tensor,
+    y: Tensor,
+    distance: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """sum_j P_ij dc(x_i, y_j)/dx_i, and the same for y; the cost is differentiated in blocks."""
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    for flat, k in enumerate(np.ndindex(batch)):
+        one = (
+            plan[flat] if isinstance(plan, list) else plan[k] if isinstance(plan, Tensor) else plan
+        )
+        rows_of = _rows_of(one)
+        for rows in _row_slices(x.shape[-2], y.shape[-2], x.device):
+            points = [z.detach().double().requires_grad_() for z in (x[k][rows], y[k])]
+            with torch.enable_grad():
+                C = distance(*points)
+            block = torch.autograd.grad(C, points, rows_of(rows))
+            grad_x[k][rows] = block[0].to(x.dtype)
+            grad_y[k] += block[1].to(y.dtype)
+    return grad_x, grad_y
+
+
+def _rows_of(plan: Tensor | LazyPlan) -> Callable[[slice], Tensor]:
+    """Dense rows, float64, of a plan in any form."""
+    if isinstance(plan, LazyPlan):
+        return plan._rows
+    if plan.is_sparse:
+        plan = plan.coalesce()
+        table = scipy.sparse.csr_array(
+            (plan.values().cpu().numpy(), plan.indices().cpu().numpy()), shape=plan.shape
+        )
+        return partial(_table_rows, table.astype(np.float64), plan.device)
+    return lambda rows: plan[rows].double()
 
 
 def _round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -801,32 +1677,29 @@ def _read_problem(
     beta: float | Array | None,
     names: tuple[str, str, str] = ("M", "a", "b"),
     precise: bool = False,
+    inputs: tuple[Tensor | None, ...] | None = None,
+    give_back: Callable[[Tensor], Array] | None = None,
 ) -> _Problem:
-    """Checked inputs, weights scaled to mass 1; `precise` computes in float64 in any case."""
+    """Checked inputs, weights scaled to mass 1; `precise` computes in float64 in any case.
+
+    What was read already comes with the `inputs` that the gradients belong to.
+    """
     if M is None:
         raise TypeError(f"{names[0]} must be an array of shape (..., n, m); got None")
-    inputs, give_back = _as_tensors(**dict(zip(names, (M, a, b))))
-    C = inputs[0].detach()
+    if inputs is None:
+        (M, a, b), give_back = _as_tensors(**dict(zip(names, (M, a, b))))
+        inputs = (M, a, b)
+    C = M.detach()
     if C.ndim < 2 or C.numel() == 0:
         raise ValueError(
             f"{names[0]} must have shape (..., n, m) with n, m >= 1; got {tuple(C.shape)}"
         )
+    against = f"{names[0]} of shape {tuple(C.shape)}"
     C = C.double() if precise else C
-    tolerance = 1e-6 if inputs[0].dtype == torch.float64 else 1e-4
-    weights = []
-    for name, x, size in zip(names[1:], inputs[1:], C.shape[-2:]):
-        if x is None:
-            x = torch.full((size,), 1 / size, dtype=torch.float64, device=C.device)
-        if x.ndim < 1 or x.shape[-1] != size:
-            raise ValueError(
-                f"{name} must have shape (..., {size}) to match {names[0]} of shape "
-                f"{tuple(C.shape)}; got {tuple(x.shape)}"
-            )
-        weights.append(x.detach().double())
-    a, b = weights
+    a, b, mass_a, mass_b = _read_weights((a, b), C.shape[-2:], names[1:], against, M)
     try:
-        batch = torch.broadcast_shapes(C.shape[:-2], a.shape[:-1], b.shape[:-1])
-    except RuntimeError:
+        batch = np.broadcast_shapes(C.shape[:-2], a.shape[:-1], b.shape[:-1])
+    except ValueError:
         raise ValueError(
             f"batch dimensions do not match: {names[0]} {tuple(C.shape[:-2])}, "
             f"{names[1]} {tuple(a.shape[:-1])}, {names[2]} {tuple(b.shape[:-1])}"
@@ -834,31 +1707,15 @@ def _read_problem(
     if math.prod(batch) == 0:
         raise ValueError(f"the batch is empty: {names[0]} has shape {tuple(C.shape)}")
     low, high = _cost_range(names[0], C)
-    for name, x, given in zip(names[1:], weights, inputs[1:]):
-        if given is not None:
-            _check_weights(name, x)
-    mass_a, mass_b = a.sum(-1), b.sum(-1)
-    if inputs[1] is not None or inputs[2] is not None:
-        difference = (mass_a - mass_b).abs() / torch.maximum(mass_a, mass_b)
-        if bool((difference > tolerance).any()):
-            raise ValueError(
-                f"{names[1]} and {names[2]} must have equal mass (to {tolerance:g} relative); "
-                f"got {_brief(mass_a)} and {_brief(mass_b)}"
-            )
-        a, b = a / mass_a[..., None], b / mass_b[..., None]
-        if bool((a == 0).any() | (b == 0).any()):
-            # Points without mass have no say in what the cost's range is.
-            active = (a > 0)[..., :, None] & (b > 0)[..., None, :]
-            low = torch.where(active, C.double(), math.inf).amin((-2, -1))
-            high = torch.where(active, C.double(), -math.inf).amax((-2, -1))
+    if (inputs[-2] is not None or inputs[-1] is not None) and bool((a == 0).any() | (b == 0).any()):
+        # Points without mass have no say in what the cost's range is.
+        whole = C.expand(*batch, *C.shape[-2:])
+        costs = [_MatrixRows(whole[k]) for k in np.ndindex(batch)]
+        low, high = _active_span(costs, a.expand(*batch, -1), b.expand(*batch, -1))
     low, high = low.expand(batch), high.expand(batch)
     # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
-    mass = mass_b if precise else mass_a
-    if not bool((mass * torch.maximum(low.abs(), high.abs()) < torch.finfo(C.dtype).max / 4).all()):
-        raise ValueError(
-            f"mass times cost must not overflow {C.dtype}; got masses {_brief(mass)} and costs "
-            f"from {float(low.min()):.3g} to {float(high.max()):.3g}"
-        )
+    mass = (mass_b if precise else mass_a).expand(batch)
+    _check_size(mass, low, high, C.dtype)
     return _Problem(
         C.expand(*batch, *C.shape[-2:]),
         a.expand(*batch, -1),
@@ -866,10 +1723,140 @@ def _read_problem(
         _proximal_step(beta, low, high),
         low,
         high,
-        mass.expand(batch),
-        tuple(inputs),
+        mass,
+        C.dtype,
+        inputs,
         give_back,
     )
+
+
+def _active_span(costs: list[_Rows], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest cost between points with mass, of each problem of a batch."""
+    batch, spans = a.shape[:-1], []
+    for k, cost in zip(np.ndindex(batch), costs):
+        spans.append(cost.restricted(a[k].nonzero().ravel(), b[k].nonzero().ravel()).span())
+    low, high = (torch.stack(x).reshape(batch) for x in zip(*spans))
+    return low, high
+
+
+def _read_clouds(
+    costs: list[_CloudRows],
+    batch: tuple[int, ...],
+    inputs: tuple[Tensor | None, ...],
+    beta: float | Array | None,
+    give_back: Callable[[Tensor], Array],
+    line: bool,
+) -> _Problem:
+    """As `_read_problem`, for costs that are not formed; the clouds are checked before."""
+    dtype = inputs[0].dtype
+    shapes = f"X_a {tuple(inputs[0].shape)} and X_b {tuple(inputs[1].shape)}"
+    sizes = inputs[0].shape[-2], inputs[1].shape[-2]
+    a, b, mass, _ = _read_weights(inputs[2:], sizes, ("a", "b"), shapes, inputs[0])
+    a, b, mass = a.expand(*batch, -1), b.expand(*batch, -1), mass.expand(batch)
+    if line:
+        ends = [cost.ends().span() for cost in costs]
+        low, high = (torch.stack(x).reshape(batch) for x in zip(*ends))
+    else:
+        low, high = _active_span(costs, a, b)
+    _check_size(mass, low, high, dtype)
+    step = _proximal_step(beta, low, high)
+    return _Problem(None, a, b, step, low, high, mass, dtype, inputs, give_back)
+
+
+def _read_weights(
+    given: tuple[Tensor | None, Tensor | None],
+    sizes: tuple[int, int],
+    names: tuple[str, str],
+    against: str,
+    like: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of mass 1, and their masses as given; float64."""
+    weights = []
+    for name, x, size in zip(names, given, sizes):
+        if x is None:
+            x = torch.full((size,), 1 / size, dtype=torch.float64, device=like.device)
+        elif x.ndim < 1 or x.shape[-1] != size:
+            raise ValueError(
+                f"{name} must have shape (..., {size}) to match {against}; got {tuple(x.shape)}"
+            )
+        else:
+            x = x.detach().double()
+            _check_weights(name, x)
+        weights.append(x)
+    a, b = weights
+    mass_a, mass_b = a.sum(-1), b.sum(-1)
+    if given[0] is None and given[1] is None:
+        return a, b, mass_a, mass_b
+    tolerance = 1e-6 if like.dtype == torch.float64 else 1e-4
+    difference = (mass_a - mass_b).abs() / torch.maximum(mass_a, mass_b)
+    if bool((difference > tolerance).any()):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have equal mass (to {tolerance:g} relative); "
+            f"got {_brief(mass_a)} and {_brief(mass_b)}"
+        )
+    return a / mass_a[..., None], b / mass_b[..., None], mass_a, mass_b
+
+
+def _check_size(mass: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> None:
+    if not bool((mass * torch.maximum(low.abs(), high.abs()) < torch.finfo(dtype).max / 4).all()):
+        raise ValueError(
+            f"mass times cost must not overflow {dtype}; got masses {_brief(mass)} and costs "
+            f"from {float(low.min()):.3g} to {float(high.max()):.3g}"
+        )
+
+
+def _check_clouds(
+    X_a: Tensor | None, X_b: Tensor | None, a: Tensor | None, b: Tensor | None
+) -> tuple[int, ...]:
+    """The batch dimensions of all."""
+    for name, X in (("X_a", X_a), ("X_b", X_b)):
+        if X is None:
+            raise TypeError(f"{name} must be an array of shape (..., n, d); got None")
+        if X.ndim < 2 or X.numel() == 0:
+            raise ValueError(
+                f"{name} must have shape (..., n, d) with n, d >= 1; got {tuple(X.shape)}"
+            )
+        if not bool(X.isfinite().all()):
+            bad = int((~X.isfinite()).sum())
+            raise ValueError(f"{name} must be finite; {bad} of {X.numel()} entries are NaN or inf")
+        limit = torch.finfo(X.dtype).max ** 0.5 / 1e8  # its square, and steps, still fit
+        if not bool((X.abs() < limit).all()):
+            raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {X.dtype}")
+    if X_a.shape[-1] != X_b.shape[-1]:
+        raise ValueError(
+            f"X_a and X_b must have the same last dimension; got {tuple(X_a.shape)} and "
+            f"{tuple(X_b.shape)}"
+        )
+    shapes = [X_a.shape[:-2], X_b.shape[:-2], *(x.shape[:-1] for x in (a, b) if x is not None)]
+    try:
+        batch = np.broadcast_shapes(*shapes)
+    except ValueError:
+        batch = None
+    if batch is None or 0 in batch:
+        given = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"batch dimensions do not match or are empty: those given are {given}")
+    return batch
+
+
+def _read_metric(metric: str | Callable) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(metric):
+        return metric
+    if metric not in _METRICS:
+        raise ValueError(f"metric must be {', '.join(_METRICS)} or a callable; got {metric!r}")
+    return _METRICS[metric]
+
+
+def _check_options(
+    max_iter: int, inner_iter: int, tol: float | None, exact: bool, sparse: bool
+) -> float | None:
+    """The relative gap to reach; None for a number of iterations."""
+    _check_count("max_iter", max_iter)
+    _check_count("inner_iter", inner_iter)
+    if tol is not None and not 0 <= _as_float("tol", tol) < math.inf:
+        raise ValueError(f"tol must be None or a finite number >= 0; got {tol!r}")
+    if sparse and not exact:
+        raise ValueError("sparse plans are those of exact=True; got sparse=True without it")
+    return 0.0 if exact else tol
 
 
 def _cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -919,6 +1906,33 @@ def _proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Ten
         # From here on the plan is the product of the weights to rounding, whatever beta is.
         step = torch.minimum(step, 1e12 * spread)
     return step.clamp_min(1e-28)[..., None]
+
+
+def _tensor(x: np.ndarray | float, device: torch.device) -> Tensor:
+    dtype = torch.float64 if isinstance(x, float) else None
+    return torch.as_tensor(x, dtype=dtype, device=device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy's cost nothing until they are touched.
+    return torch.from_numpy(np.zeros(shape, str(dtype).removeprefix("torch.")))
+
+
+def _sparse(
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    shape: tuple[int, int],
+    give_back: Callable[[Tensor], Array],
+) -> scipy.sparse.coo_matrix | Tensor:
+    """A sparse matrix of the caller's kind."""
+    values = give_back(values)
+    if isinstance(values, Tensor):
+        indices = torch.stack((rows, columns))
+        return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+    return scipy.sparse.coo_matrix((values, (rows.cpu().numpy(), columns.cpu().numpy())), shape)
 
 
 def _check_count(name: str, value: int) -> None:
