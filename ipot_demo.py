@@ -7,7 +7,8 @@ Two problems: the one-dimensional pair of the IPOT paper (mixtures of two bumps 
 clouds of 100 points in 64 dimensions. For each, the distance to the exact value W of POT's linear
 programme against iterations: the cost of the rounded plan, an upper bound, and the certified lower
 bound. IPOT reaches W whatever beta is; Sinkhorn stops at the bias of its regularisation. A second
-figure lays the plans over the exact one, as in figure 4 of the paper.
+figure shows the bracket of the two closing on W, a third lays the plans over the exact one, as in
+figure 4 of the paper.
 """
 
 import sys
@@ -174,6 +175,36 @@ def convergence_figure(problems: list[Problem], config: Config) -> plt.Figure:
     return figure
 
 
+def bracket_figure(problem: Problem, config: Config) -> plt.Figure:
+    """Value and certified bound closing on W, and where `tol` and `exact` end."""
+    steps = np.unique(np.geomspace(1, config.iterations, 25).astype(int))
+    figure, panel = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for beta, color in zip(config.betas, _colors(IPOT_COLORS, config.betas)):
+        runs = [ipot.solve(problem.M, problem.a, problem.b, beta=beta, max_iter=k) for k in steps]
+        low = [run.lower_bound / problem.W for run in runs]
+        high = [run.value / problem.W for run in runs]
+        panel.fill_between(steps, low, high, color=color, alpha=0.35, label=f"IPOT β = {beta:g}")
+        panel.plot(steps, np.transpose((low, high)), color=color, linewidth=1)
+    panel.axhline(1, color="#c2410c", linewidth=1.2, label="W, by linear programming")
+    for options, marker in (({"tol": 1e-2}, "o"), ({"exact": True}, "*")):
+        run = ipot.solve(problem.M, problem.a, problem.b, **options)
+        name = ", ".join(f"{key}={value}" for key, value in options.items())
+        label = f"solve({name}): gap {run.gap / run.value:.0e}"
+        at = steps[-1] * (1.5 if marker == "o" else 2.2)
+        ends = (run.lower_bound / problem.W, run.value / problem.W)
+        panel.plot([at, at], ends, color="black", marker=marker, markersize=9, label=label)
+    panel.set(
+        xscale="log",
+        ylim=(0.6, 1.6),
+        xlabel="iterations",
+        ylabel="cost / W",
+        title=f"{problem.name}: W lies between bound and value",
+    )
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def plans_figure(problem: Problem, config: Config) -> plt.Figure:
     """Plans of the 1-D pair after more and more iterations, the exact plan drawn over them."""
     steps = sorted({min(step, config.iterations) for step in (1, 20, 200, config.iterations)})
@@ -244,15 +275,16 @@ def check(config: Config) -> None:
 
 
 def run(config: Config) -> Path:
-    """Make both figures in a new folder and return it."""
+    """Make the figures in a new folder and return it."""
     check(config)
     folder = new_run_folder(config.output_dir, "convergence")
     print(f"Writing to {folder}")
     pair = paper_pair()
     problems = [pair, cloud_pair(config.points, config.seed)]
     save_figure(convergence_figure(problems, config), folder / "convergence.png")
+    save_figure(bracket_figure(pair, config), folder / "bracket.png")
     save_figure(plans_figure(pair, config), folder / "plans.png")
-    print(f"See {folder / 'convergence.png'} and {folder / 'plans.png'}")
+    print(f"See convergence.png, bracket.png and plans.png in {folder}")
     return folder
 
 

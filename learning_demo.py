@@ -44,7 +44,7 @@ class Config:
 
     data_type: str = "gaussian"  # target distribution: uniform, gaussian or mixture
     data_size: int = 50000  # samples in the data set
-    batchsize: int = 512  # samples in a minibatch, of the data and of the generator
+    batchsize: int = 512  # samples in a minibatch
     lr: float = 1e-4  # Adam's learning rate
     epochs: int = 1000  # training rounds
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
@@ -52,6 +52,7 @@ class Config:
 
     steps_per_epoch: int = 2  # minibatches, and so updates of the generator, in a round
     num_proximal: int = 50  # IPOT iterations for each plan
+    target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
     z_dim: int = 2  # dimensions of the noise, uniform in [-1, 1]
     x_dim: int = 1  # dimensions of a sample; the targets here have 1
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half
@@ -103,7 +104,7 @@ def transport_step(
 ) -> Tensor:
     """One update of the generator; returns the squared W2 distance between the two minibatches."""
     x = generator(z)
-    cost = torch.cdist(x.detach(), y).square_()
+    cost = _squared_distances(x.detach(), y)
     # The same plan as for the cost scaled to [0, 1], whose step is config.beta.
     beta = config.beta * cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
     transport = ipot.solve(cost, beta=beta, max_iter=config.num_proximal)
@@ -114,6 +115,11 @@ def transport_step(
     loss.backward()
     optimizer.step()
     return transport.value
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    cost = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
+    return cost.add_(x.square().sum(1, keepdim=True)).clamp_min_(0)
 
 
 class Training:
@@ -143,9 +149,10 @@ class Training:
     def run_epoch(self) -> None:
         """`steps_per_epoch` updates on minibatches that walk through the data set."""
         size = self.config.batchsize
+        count = self.config.target_batchsize or size
         for step in range(self.config.steps_per_epoch):
-            start = (self.epoch * self.config.steps_per_epoch + step) * size
-            index = (start + torch.arange(size, device=self.device)) % len(self.data)
+            start = (self.epoch * self.config.steps_per_epoch + step) * count
+            index = (start + torch.arange(count, device=self.device)) % len(self.data)
             z = self.noise(size, self.rng)
             loss = transport_step(self.generator, self.optimizer, z, self.data[index], self.config)
             self.losses.append(loss)
@@ -374,6 +381,7 @@ def check(config: Config) -> None:
         "plot_interval": 1,
         "steps_per_epoch": 1,
         "num_proximal": 1,
+        "target_batchsize": 0,
         "z_dim": 1,
         "x_dim": 1,
         "g_dim": 2,

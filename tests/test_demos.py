@@ -30,7 +30,11 @@ def test_ipot_comes_closer_than_sinkhorn_and_brackets_the_truth():
 def test_convergence_demo_runs(tmp_path, capsys):
     config = ipot_demo.Config(iterations=30, points=20, output_dir=str(tmp_path), show=False)
     folder = ipot_demo.run(config)
-    assert {path.name for path in folder.iterdir()} == {"convergence.png", "plans.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "convergence.png",
+        "bracket.png",
+        "plans.png",
+    }
     for picture in folder.iterdir():
         with Image.open(picture) as image:
             assert len(image.convert("RGB").getcolors(10**6)) > 20

@@ -1,0 +1,123 @@
+"""Memory and time against the number of points: clouds without their cost matrix.
+
+    python -m benchmarks.memory
+
+Two Gaussian clouds in two dimensions, n points each, float64. Each run has a process of its own;
+its memory is the peak above what the interpreter and its libraries take. For `estimated` points one
+sweep is timed, and the time of the whole is that of the largest run, times the ratio of the sweeps.
+"""
+
+import multiprocessing
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import ot
+import torch
+import tyro
+from tqdm import tqdm
+
+import ipot
+from benchmarks.table import machine, show, write_csv
+
+
+@dataclass
+class Config:
+    """Settings of the benchmark."""
+
+    sizes: tuple[int, ...] = (1000, 2000, 4000, 8000, 20000)  # points in each cloud
+    estimated: int = 100000  # points for which one sweep is timed; 0 for none
+    dense: int = 8000  # the largest size for the solvers with a cost matrix
+    output: str = "outputs/benchmarks/memory.csv"  # the table as CSV
+
+
+def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((n, 2)), rng.standard_normal((n, 2)) + 0.7
+
+
+def lazy(n: int) -> tuple[float, int]:
+    found = ipot.solve_sample(*clouds(n), exact=True, lazy=True)
+    return float(found.gap / found.value), found.n_iter
+
+
+def dense(n: int) -> tuple[float, int]:
+    found = ipot.solve(ot.dist(*clouds(n)), exact=True)
+    return float(found.gap / found.value), found.n_iter
+
+
+def emd(n: int) -> tuple[float, int]:
+    ot.emd([], [], ot.dist(*clouds(n)), numItermax=2**31 - 1)
+    return 0.0, 0
+
+
+def one_sweep(n: int) -> tuple[float, int]:
+    """A sweep of the lazy solver by itself; its parts are those of `solve_sample`."""
+    x, y = (torch.from_numpy(z) for z in clouds(n))
+    cost = ipot._CloudRows(x, y, ipot._METRICS["sqeuclidean"])
+    zero, uniform = torch.zeros(n, dtype=torch.float64), torch.full((n,), 1 / n).double()
+    cost.sweep(zero, zero, 1.0, uniform, uniform)
+    return 0.0, 1
+
+
+def _peak() -> float:
+    """MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _run(function, n: int, pipe) -> None:
+    function(300)  # libraries loaded
+    before, started = _peak(), time.perf_counter()
+    gap, sweeps = function(n)
+    pipe.send((time.perf_counter() - started, _peak() - before, gap, sweeps))
+
+
+def measured(function, n: int) -> tuple[float, float, float, int]:
+    """Seconds, megabytes, gap and sweeps of a run in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(function, n, sending))
+    process.start()
+    sending.close()
+    result = receiving.recv()
+    process.join()
+    return result
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    solvers = {"solve_sample, lazy, exact": lazy, "solve, exact": dense, "ot.emd": emd}
+    rows, last = [], {}
+    for n in tqdm(config.sizes, unit="size"):
+        for name, function in solvers.items():
+            if n > config.dense and function is not lazy:
+                continue
+            seconds, megabytes, gap, sweeps = measured(function, n)
+            last[name] = (n, seconds, sweeps)
+            rows.append(
+                {"n": n, "solver": name, "seconds": seconds, "MB": megabytes, "gap": gap, "how": ""}
+            )
+    if config.estimated:
+        seconds, megabytes, _, _ = measured(one_sweep, config.estimated)
+        n, before, sweeps = last["solve_sample, lazy, exact"]
+        pace, _, _, _ = measured(one_sweep, n)
+        rows.append(
+            {
+                "n": config.estimated,
+                "solver": "solve_sample, lazy, exact",
+                "seconds": seconds * before / pace,
+                "MB": megabytes,
+                "gap": "",
+                "how": f"estimated from one sweep of {seconds:.1f} s; {sweeps} at n = {n}",
+            }
+        )
+    print(machine())
+    show(rows)
+    write_csv(rows, config.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Time against certified gap: three ways of `ipot.solve` beside POT, GeomLoss and OTT-JAX.
+
+    python -m benchmarks.solvers
+    python -m benchmarks.solvers --sizes 256 1024 --dimensions 2 --seeds 1
+
+Two Gaussian clouds with uniform weights, their means one standard deviation apart, squared distance
+scaled to [0, 1]. The gap of every solver but `ot.emd`, which is exact, is found off the clock in
+the same way: its plan is rounded to its marginals (upper bound), its potentials are made feasible
+by c-transforms (lower bound), and the difference is divided by the upper bound. Prints a table and
+the speed of `exact=True` over `ot.emd`, also for random weights (median over the seeds), and writes
+a CSV and a figure. GeomLoss and OTT-JAX take part where they are installed
+(`pip install -r benchmarks/requirements.txt`). A solver that needed more than `limit` seconds is
+not run on larger problems.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import ot
+import torch
+import tyro
+from tqdm import tqdm
+
+import ipot
+from benchmarks.table import machine, show, write_csv
+from generative.plots import save_figure
+from ipot_demo import feasible
+
+COLORS = {
+    "ipot, iterations": "#8cc4e8",
+    "ipot, tol": "#2f86c1",
+    "ipot, exact": "#0b3c5d",
+    "ot.emd": "#111111",
+    "ot.sinkhorn": "#ea580c",
+    "ot.batch": "#fdba74",
+    "GeomLoss": "#15803d",
+    "OTT-JAX": "#a21caf",
+}
+SMALLEST = 1e-13  # gaps below are drawn here
+
+
+@dataclass
+class Config:
+    """Settings of the benchmark."""
+
+    sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)  # points in each cloud
+    dimensions: tuple[int, ...] = (1, 2, 16)  # of the clouds
+    weights: tuple[str, ...] = ("uniform", "random")  # of the exact solvers; others get uniform
+    seeds: int = 3  # clouds for the exact solvers; the others get the first
+    limit: float = 15  # seconds
+    output_dir: str = "outputs/benchmarks"  # for solvers.csv and solvers.png
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Two clouds (n, d), weights (n,) and the cost (n, n) in [0, 1]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    C: np.ndarray
+
+
+def problem(n: int, d: int, seed: int, weights: str) -> Problem:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((n, d)), rng.standard_normal((n, d))
+    y[:, 0] += 1
+    C = ot.dist(x, y)
+    scale = C.max()
+    a, b = np.ones((2, n)) if weights == "uniform" else rng.random((2, n))
+    return Problem(x / scale**0.5, y / scale**0.5, a / a.sum(), b / b.sum(), C / scale)
+
+
+def certified_gap(p: Problem, plan: np.ndarray, g: np.ndarray) -> float:
+    """Relative gap of a plan, rounded, and the c-transforms of a dual variable."""
+    value = float(np.sum(feasible(plan, p.a, p.b) * p.C))
+    f = np.min(p.C - g, axis=1)
+    bound = float(p.a @ f + p.b @ np.min(p.C - f[:, None], axis=0))
+    return (value - bound) / value
+
+
+def entropic(p: Problem, f: np.ndarray, g: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Plan of Sinkhorn's potentials, with its own columns, and the potential g."""
+    log_plan = (f[:, None] + g - p.C) / eps
+    plan = np.exp(log_plan - log_plan.max()) * p.a[:, None] * p.b
+    return plan / plan.sum(), g
+
+
+# Each solver: settings to try, and a function that makes (seconds, gap) of one.
+
+
+def ipot_iterations(p: Problem, steps: int) -> tuple[float, float]:
+    C, a, b = (z.astype(np.float32) for z in (p.C, p.a, p.b))
+    seconds, found = timed(lambda: ipot.solve(C, a, b, max_iter=steps))
+    return seconds, float(found.gap / found.value)
+
+
+def ipot_tol(p: Problem, tol: float) -> tuple[float, float]:
+    seconds, found = timed(lambda: ipot.solve(p.C, p.a, p.b, tol=tol))
+    return seconds, float(found.gap / found.value)
+
+
+def ipot_exact(p: Problem, _: None) -> tuple[float, float]:
+    seconds, found = timed(lambda: ipot.solve(p.C, p.a, p.b, exact=True))
+    return seconds, float(found.gap / found.value)
+
+
+def pot_emd(p: Problem, _: None) -> tuple[float, float]:
+    seconds, _ = timed(lambda: ot.emd(p.a, p.b, p.C, numItermax=2**31 - 1, log=True))
+    return seconds, 0.0
+
+
+def pot_sinkhorn(p: Problem, reg: float) -> tuple[float, float]:
+    options = {"method": "sinkhorn_log", "numItermax": 300, "stopThr": 1e-6, "warn": False}
+    seconds, (plan, log) = timed(lambda: ot.sinkhorn(p.a, p.b, p.C, reg, log=True, **options))
+    return seconds, certified_gap(p, plan, reg * log["log_v"])
+
+
+def pot_batch(p: Problem, steps: int) -> tuple[float, float]:
+    M, a, b = (z[None] for z in (p.C, p.a, p.b))
+    options = {"reg": 0.05, "method": "proximal", "max_iter": steps, "tol": 0.0}
+    seconds, found = timed(lambda: ot.batch.solve_batch(M, a=a, b=b, **options))
+    return seconds, certified_gap(p, np.asarray(found.plan[0]), np.zeros(len(p.b)))
+
+
+def geomloss(p: Problem, blur: float) -> tuple[float, float]:
+    from geomloss import SamplesLoss
+
+    loss = SamplesLoss("sinkhorn", blur=blur, debias=False, potentials=True, backend="tensorized")
+    a, x, b, y = (torch.from_numpy(z)[None] for z in (p.a, p.x, p.b, p.y))
+    with torch.no_grad():
+        seconds, (f, g) = timed(lambda: loss(a, x, b, y))
+    f, g = 2 * f.numpy().ravel(), 2 * g.numpy().ravel()  # its cost is half the squared distance
+    return seconds, certified_gap(p, *entropic(p, f, g, 2 * blur**2))
+
+
+def ott_jax(p: Problem, eps: float) -> tuple[float, float]:
+    import jax
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
+    C, a, b = (jax.numpy.asarray(z, dtype="float32") for z in (p.C, p.a, p.b))
+    solver = jax.jit(
+        lambda C, a, b: sinkhorn.Sinkhorn(max_iterations=500)(
+            linear_problem.LinearProblem(geometry.Geometry(C, epsilon=eps), a, b)
+        )
+    )
+    jax.block_until_ready(solver(C, a, b).f)  # compilation is off the clock
+    seconds, found = timed(lambda: jax.block_until_ready(solver(C, a, b)))
+    f, g = np.asarray(found.f, float), np.asarray(found.g, float)
+    log_plan = (f[:, None] + g - p.C) / eps  # OTT's potentials carry the weights
+    return seconds, certified_gap(p, np.exp(log_plan), g - eps * np.log(p.b))
+
+
+SOLVERS: dict[str, tuple[Callable, tuple]] = {
+    "ipot, iterations": (ipot_iterations, (10, 100, 1000)),
+    "ipot, tol": (ipot_tol, (1e-2, 1e-3, 1e-4)),
+    "ipot, exact": (ipot_exact, (None,)),
+    "ot.emd": (pot_emd, (None,)),
+    "ot.sinkhorn": (pot_sinkhorn, (1e-2, 1e-3)),
+    "ot.batch": (pot_batch, (50,)),
+    "GeomLoss": (geomloss, (0.05, 0.02)),
+    "OTT-JAX": (ott_jax, (1e-2, 1e-3)),
+}
+MODULES = {"GeomLoss": "geomloss", "OTT-JAX": "ott"}
+EXACT = ("ipot, exact", "ot.emd")
+
+
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def measure(config: Config) -> Iterator[dict]:
+    """A row for each run that was made."""
+    slow = set()
+    names = [k for k in SOLVERS if k not in MODULES or importlib.util.find_spec(MODULES[k])]
+    cells = [(d, n) for n in config.sizes for d in config.dimensions]
+    for d, n in tqdm(cells, unit="cell"):
+        for weights in config.weights:
+            for seed in range(config.seeds):
+                p = problem(n, d, seed, weights)
+                for name in names:
+                    extra = seed > 0 or weights != "uniform"
+                    if (name, d) in slow or (extra and name not in EXACT):
+                        continue
+                    solver, settings = SOLVERS[name]
+                    spent = 0.0
+                    for setting in settings:
+                        # Small problems repeat, so that the first call's set-up does not count.
+                        runs = [solver(p, setting) for _ in range(3 if n <= 1024 else 1)]
+                        seconds, gap = min(runs)
+                        spent = max(spent, seconds)
+                        yield {
+                            "d": d,
+                            "n": n,
+                            "weights": weights,
+                            "seed": seed,
+                            "solver": name,
+                            "setting": setting or "",
+                            "seconds": seconds,
+                            "gap": max(gap, 0.0),
+                        }
+                    if spent > config.limit and name != "ot.emd":
+                        slow.add((name, d))
+
+
+def ratios(rows: list[dict]) -> list[dict]:
+    """Time of ot.emd over that of exact=True, median over the seeds."""
+    times = {
+        (r["d"], r["n"], r["weights"], r["seed"], r["solver"]): r["seconds"]
+        for r in rows
+        if r["solver"] in EXACT
+    }
+    table = []
+    for d, n, weights in dict.fromkeys(key[:3] for key in times):
+        both = [
+            (times[d, n, weights, key[3], "ot.emd"], seconds)
+            for key, seconds in times.items()
+            if key[:3] == (d, n, weights) and key[4] == "ipot, exact"
+        ]
+        emd, ours = np.transpose(both)
+        table.append(
+            {
+                "d": d,
+                "n": n,
+                "weights": weights,
+                "ot.emd, ms": 1e3 * float(np.median(emd)),
+                "exact, ms": 1e3 * float(np.median(ours)),
+                "ratio": float(np.median(emd / ours)),
+            }
+        )
+    return table
+
+
+def figure(rows: list[dict], config: Config) -> plt.Figure:
+    """Gap against seconds, both logarithmic; a row for each dimension, a column for each size."""
+    shape = len(config.dimensions), len(config.sizes)
+    size = (2.6 * shape[1] + 1.6, 2.4 * shape[0] + 0.4)
+    fig, axes = plt.subplots(
+        *shape, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, d in zip(axes, config.dimensions):
+        for axis, n in zip(panel, config.sizes):
+            for name, color in COLORS.items():
+                points = [
+                    (r["seconds"], max(r["gap"], SMALLEST))
+                    for r in rows
+                    if (r["d"], r["n"], r["solver"], r["seed"], r["weights"])
+                    == (d, n, name, 0, "uniform")
+                ]
+                if points:
+                    marker = "*" if name in EXACT else "o"
+                    x, y = np.transpose(sorted(points))
+                    axis.loglog(x, y, color=color, marker=marker, markersize=6, label=name)
+            axis.grid(alpha=0.3)
+            axis.set_title(f"d = {d}, n = {n}", fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("certified relative gap")
+    handles = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+    fig.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    return fig
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    rows = list(measure(config))
+    print(machine())
+    show([r for r in rows if r["seed"] == 0 and r["weights"] == "uniform"])
+    print("\nTime of ot.emd over that of ipot.solve(exact=True), median over the seeds")
+    show(ratios(rows))
+    folder = Path(config.output_dir)
+    write_csv(rows, folder / "solvers.csv")
+    save_figure(figure(rows, config), folder / "solvers.png")
+    print(f"See {folder / 'solvers.png'}")
+
+
+if __name__ == "__main__":
+    main()
