@@ -1226,9 +1226,8 @@ class _MatrixRows(_Rows):
     def restricted(self, rows: Tensor, columns: Tensor) -> _MatrixRows:
         if (len(rows), len(columns)) == self.shape:
             return self
-        if (
-            2 * len(rows) * len(columns) <= self.C.numel()
-        ):  # smaller than one matrix, with its kernel
+        # A copy that is with its kernel still smaller than one whole matrix.
+        if 2 * len(rows) * len(columns) <= self.C.numel():
             return _MatrixRows(self.C[rows[:, None], columns])
         return _MatrixRows(self.C, rows, columns)
 
