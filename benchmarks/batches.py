@@ -5,8 +5,8 @@
 Pairs of Gaussian clouds in two dimensions, squared distance, float32. For the iterations and for a
 certified gap: the time of one call for the whole batch, of one call a problem, and their ratio. The
 loop to a gap is that of the plain iteration, whose number is doubled until it is there. Beside them
-POT's batched solver, with the cost of its plan relative to the exact one; its proximal method does
-not converge to that (POT issue 842).
+POT's batched solver, with the cost of its plan relative to the exact one: its proximal method stays
+at the entropic plan of its `reg` (POT issue 842).
 """
 
 import time
@@ -90,12 +90,12 @@ def measure(count: int, n: int, config: Config) -> list[dict]:
     weights = np.full((count, n), 1 / n, dtype=np.float32)
     batch, found = milliseconds(
         lambda: ot.batch.solve_batch(
-            M, reg=0.05, a=weights, b=weights, method="proximal", max_iter=200, tol=0.0
+            M, reg=0.05, a=weights, b=weights, method="proximal", max_iter=1000, tol=0.0
         ),
         repeats=1,
     )
     values = np.sum(np.asarray(found.plan) * M, (1, 2))
-    rows.append(row("ot.batch, proximal, 200 iterations", batch, "", values))
+    rows.append(row("ot.batch, proximal, reg 0.05", batch, "", values))
     return rows
 
 
