@@ -51,12 +51,14 @@ __all__ = ["LazyPlan", "Transport", "ipot_WD", "ipot_barycenter", "solve", "solv
 Array = np.ndarray | Tensor
 
 _DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
+_FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
 _SMALL = 300**2  # problems with fewer arcs go to the network simplex as they are
 _SWEEPS = 2  # in a stage of annealing
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
 _ARCS = 6  # of each row for the sparse problem, times the number of others that it sees
 _OPTIMAL = 1  # POT's result code
+_F64, _EPS = torch.float64, np.finfo(float).eps
 
 
 # --------------------------------------------------------------------------------------------------
@@ -142,8 +144,8 @@ def solve(
         0.05 of the cost's range, good from 1 to 16 dimensions; a smaller one is not better within a
         given number of iterations.
     max_iter : int
-        Proximal iterations; with `tol` or `exact` the most sweeps of the annealing, which seldom
-        needs more than 40.
+        Proximal iterations; with `tol` or `exact` the sweeps after which annealing ends, if it has
+        not before: it takes 2 to 40.
     inner_iter : int
         Sinkhorn sweeps in one proximal iteration (L in the paper); not used with `tol` or `exact`.
     tol : float, optional
@@ -203,9 +205,11 @@ def solve_sample(
     """Optimal transport between two point clouds, with a certified gap.
 
     As :func:`solve` for the matrix of `metric(x_i, y_j)`. If `lazy`, that matrix is never formed:
-    it is computed in blocks of rows wherever it is read, and the memory is O((n + m) d) and a block
-    of a few megabytes. With `tol` or `exact` no n x m matrix is formed in any case but for a dense
-    plan, and points on a line (d = 1, a named metric) are sorted instead.
+    it is computed in blocks of rows of a few megabytes wherever it is read, and the memory is
+    O((n + m) d); with `tol` or `exact` also that of 8 to 60 arcs a row. These two form no n x m
+    matrix in any case but for a dense plan, and sort points on a line (d = 1, a named metric)
+    instead. Lazy iterations compute their kernel in float32 and keep its exponents within 40 of the
+    last potentials': for a very small beta they are not those of the dense ones.
 
     Parameters
     ----------
@@ -214,8 +218,9 @@ def solve_sample(
     a, b : array, shapes (..., n) and (..., m), optional
         Weights, as in :func:`solve`.
     metric : "sqeuclidean", "euclidean", "cityblock" or callable
-        Cost between points; a callable takes torch tensors (n, d) and (m, d) to (n, m), and must be
-        differentiable if gradients in the points are wanted.
+        Cost between points; a callable takes torch tensors (n, d) and (m, d) in the clouds' dtype
+        to (n, m), and must be differentiable if gradients in the points are wanted. Parameters of
+        its own get no gradient.
     beta, max_iter, tol, exact, sparse
         As in :func:`solve`; `max_iter` counts sweeps of Algorithm 1 with L = 1.
     lazy : bool, optional
@@ -241,19 +246,21 @@ def solve_sample(
     """
     wanted = _check_options(max_iter, 1, tol, exact, sparse)
     (X_a, X_b, a, b), give_back = _as_tensors(X_a=X_a, X_b=X_b, a=a, b=b)
-    distance = _read_metric(metric)
+    distance = _Metric(metric)
     batch = _check_clouds(X_a, X_b, a, b)
     x, y = (X.detach().expand(*batch, *X.shape[-2:]) for X in (X_a, X_b))
     size = x.shape[-2] * y.shape[-2] * math.prod(batch) * x.element_size()
     lazy = size > _DENSE_BYTES if lazy is None else bool(lazy)
     inputs = (X_a, X_b, a, b)
     if wanted is None and not lazy:
-        C = _pairwise(x, y, distance)
-        problem = _read_problem(C, a, b, beta, inputs=inputs, give_back=give_back)
+        with torch.no_grad():
+            C = distance(x, y)
+        names = ("metric(X_a, X_b)", "a", "b")
+        problem = _read_problem(C, a, b, beta, names, inputs=inputs, give_back=give_back)
         certificate, plan = _iterate_dense(problem, max_iter)
     else:
         costs = [_CloudRows(x[k], y[k], distance) for k in np.ndindex(batch)]
-        line = wanted is not None and metric in _METRICS and x.shape[-1] == 1
+        line = wanted is not None and distance.name is not None and x.shape[-1] == 1
         problem = _read_clouds(costs, batch, inputs, beta, give_back, line)
         if wanted is None:
             certificate, plan = _iterate_lazy(problem, costs, max_iter)
@@ -277,11 +284,15 @@ class LazyPlan:
         self,
         shape: tuple[int, int],
         rows: Callable[[slice | Tensor], Tensor],
+        mass: float,
         X_b: Tensor,
         give_back: Callable[[Tensor], Array],
     ):
         self.shape = shape
-        self._rows, self._X_b, self._give_back = rows, X_b, give_back
+        self._rows_of, self._mass, self._X_b, self._give_back = rows, mass, X_b, give_back
+
+    def _rows(self, rows: slice | Tensor) -> Tensor:
+        return self._rows_of(rows).mul_(self._mass)
 
     def __repr__(self) -> str:
         return f"LazyPlan(shape={self.shape})"
@@ -291,15 +302,22 @@ class LazyPlan:
             yield rows, self._rows(rows)
 
     def _tensor(self, name: str, V: Array, rows: int) -> Tensor:
-        V = torch.as_tensor(V, dtype=torch.float64, device=self._X_b.device)
+        try:
+            V = V if isinstance(V, Tensor) else np.array(V, dtype=np.float64)
+            V = torch.as_tensor(V, dtype=torch.float64, device=self._X_b.device)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be an array of numbers; got {V!r}") from None
         if V.ndim not in (1, 2) or V.shape[0] != rows:
-            raise ValueError(f"{name} must have shape ({rows},) or ({rows}, k); got {V.shape}")
+            raise ValueError(
+                f"{name} must have shape ({rows},) or ({rows}, k); got {tuple(V.shape)}"
+            )
         return V
 
     def rows(self, index: Array | list[int]) -> Array:
         """The dense rows (k, m) of a list of k row numbers."""
-        index = torch.as_tensor(index, dtype=torch.int64, device=self._X_b.device)
-        if index.ndim != 1 or bool(((index < 0) | (index >= self.shape[0])).any()):
+        index = torch.as_tensor(index, device=self._X_b.device)
+        whole = not index.is_floating_point() and index.dtype != torch.bool
+        if index.ndim != 1 or not whole or bool(((index < 0) | (index >= self.shape[0])).any()):
             raise ValueError(f"index must be a list of row numbers from 0 to {self.shape[0] - 1}")
         return self._give_back(self._rows(index))
 
@@ -332,7 +350,7 @@ class LazyPlan:
 
     def toarray(self) -> Array:
         """The dense plan (n, m)."""
-        return self._give_back(torch.cat([P.clone() for _, P in self._blocks()]))
+        return self._give_back(torch.cat([P for _, P in self._blocks()]))
 
 
 def ipot_WD(
@@ -694,14 +712,9 @@ def _iterate_lazy(
         rows, value = _round_lazily(cost, f, g, eps, a, b)
         step = torch.where(b > 0, beta * (G - G_last), -math.inf)
         parts.append((value, *_dual_bound(cost, step, a, b, problem.dtype)))
-        scaled = partial(_scaled_rows, rows, float(problem.mass[k]))
-        plans.append(LazyPlan(cost.shape, scaled, cost.Y, problem.give_back))
+        plans.append(LazyPlan(cost.shape, rows, float(problem.mass[k]), cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, max_iter)
     return certificate, plans if problem.mass.ndim else plans[0]
-
-
-def _scaled_rows(rows: Callable, mass: float, index: slice | Tensor) -> Tensor:
-    return mass * rows(index)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -742,9 +755,8 @@ def _solve_flows(
             flow = _sorted_flow(cost, a, b)
         else:
             flow = _solve_flow(cost, a, b, float(problem.beta[k]), tol, max_iter)
-        parts.append(
-            (_tensor(flow.cost, device), *_dual_bound(cost, flow.g, a, b, problem.dtype, flow.f))
-        )
+        value = _tensor(flow.cost + cost.error, device)
+        parts.append((value, *_dual_bound(cost, flow.g, a, b, problem.dtype, flow.f)))
         optimal.append(flow.optimal)
         sweeps = max(sweeps, flow.sweeps)
         mass = flow.mass * float(problem.mass[k])
@@ -755,9 +767,8 @@ def _solve_flows(
             plans.append(_sparse(rows, columns, values, (n, m), problem.give_back))
         else:
             table = scipy.sparse.csr_array((mass, (flow.rows, flow.columns)), shape=(n, m))
-            plans.append(
-                LazyPlan((n, m), partial(_table_rows, table, device), cost.Y, problem.give_back)
-            )
+            plan_rows = partial(_table_rows, table, device)
+            plans.append(LazyPlan((n, m), plan_rows, 1.0, cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, sweeps, tol, optimal)
     if dense is not None:
         return certificate, dense
@@ -814,13 +825,17 @@ def _anneal(
     """
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
-    f_warm, g_warm = f, g
+    rows, C = next(cost.blocks())
+    typical = float(cost.reduced(C, g, f[rows, None]).median())
+    if typical > 0:  # a few huge costs do not set the scale
+        eps = min(eps, typical)
+    f_warm, g_warm, neighbours = f, g, math.nan
     for stage in range(1, _STAGES + 1):
-        f_new, g_new, neighbours = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
+        f_new, g_new, seen = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
         if not bool(f_new.isfinite().all() & g_new.isfinite().all()):
             break  # out of float32's range: the potentials of the stage before will do
         f_warm, g_warm = f_new + (f_new - f) / 2, g_new + (g_new - g) / 2
-        f, g = f_new, g_new
+        f, g, neighbours = f_new, g_new, float(seen)
         eps /= 2
         if neighbours < 5 or _SWEEPS * stage >= max_iter:
             break
@@ -853,8 +868,6 @@ def _generate_columns(
     m = cost.shape[1]
     mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
     arcs, f = _near_arcs(cost, g, count, mass_a, mass_b)
-    eps = np.finfo(float).eps
-    tolerance = 1e-12 * float(np.ptp(arcs.costs)) + 8 * eps * float(np.abs(arcs.costs).max())
     best, f_best, g_best = a @ f + b @ g, f, g
     while True:
         reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
@@ -866,6 +879,8 @@ def _generate_columns(
             return arcs, f_best, g_best, False
         arcs.flow, f_step, g_step = found
         f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
+        used = arcs.costs[arcs.flow > 0]
+        tolerance = 1e-12 * float(np.ptp(used)) + 8 * _EPS * float(np.abs(used).max())
         f, more = _price(cost, f, g, tolerance)
         bound = a @ f + b @ g
         if bound >= best:
@@ -891,7 +906,7 @@ def _near_arcs(
     near, costs = np.empty((n, count), np.int64), np.empty((n, count))
     path_costs, least = np.empty(len(path_rows)), torch.empty(n, dtype=g.dtype, device=g.device)
     for rows, C in cost.blocks():
-        reduced = cost.reduced(C, 0.0, g)
+        reduced = cost.reduced(C, g)
         least[rows] = reduced.amin(1)
         # In float32 what is near can be told apart once the least of the row is taken off.
         reduced.sub_(least[rows, None])
@@ -913,7 +928,7 @@ def _price(
     count = min(cost.shape[1], 8)
     found = []
     for rows, C in cost.blocks():
-        slack = cost.reduced(C, 0.0, g)
+        slack = cost.reduced(C, g)
         best[rows] = slack.amin(1)
         bad = (best[rows] < f[rows] - tolerance).nonzero().ravel()
         if len(bad):
@@ -930,19 +945,36 @@ def _network_simplex(
     a: np.ndarray, b: np.ndarray, arcs: _Arcs, costs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Optimal flow on the arcs and potentials, by POT; None if it reports failure."""
-    scale = float(np.abs(costs).max()) or 1.0
-    table = scipy.sparse.coo_matrix(
-        (costs / scale, (arcs.rows, arcs.columns)), shape=(len(a), len(b))
-    )
-    plan, log = _emd(a, b, table)
-    if log["result_code"] != _OPTIMAL:
-        return None
-    flow = np.zeros(len(costs))
-    at = np.searchsorted(
-        arcs.rows * len(b) + arcs.columns, plan.row.astype(np.int64) * len(b) + plan.col
-    )
-    flow[at] = plan.data
-    return flow, scale * log["u"], scale * log["v"]
+    shape = len(a), len(b)
+
+    def solve_capped(cap: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        capped = np.minimum(costs, cap)
+        scale = float(np.abs(capped).max()) or 1.0
+        table = scipy.sparse.coo_matrix((capped / scale, (arcs.rows, arcs.columns)), shape=shape)
+        plan, log = _emd(a, b, table)
+        if log["result_code"] != _OPTIMAL:
+            return None
+        flow, order = np.zeros(len(costs)), arcs.rows * len(b) + arcs.columns
+        flow[np.searchsorted(order, plan.row.astype(np.int64) * len(b) + plan.col)] = plan.data
+        return flow, scale * log["u"], scale * log["v"]
+
+    return _without_the_dearest(solve_capped, costs)
+
+
+def _without_the_dearest(solve_capped: Callable[[float], tuple | None], costs: np.ndarray):
+    """What `solve_capped` gives for costs cut at a cap, or for all where dear ones are used.
+
+    An entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
+    largest cost, no digits for the others. If no flow is on what was cut, nothing was changed: the
+    potentials are feasible for the true costs too.
+    """
+    positive = costs[costs > 0]
+    cap = 1e6 * float(np.median(positive)) if len(positive) else math.inf
+    if len(positive) and positive.max() > cap:
+        found = solve_capped(cap)
+        if found is not None and not found[0].ravel()[costs.ravel() > cap].any():
+            return found
+    return solve_capped(math.inf)
 
 
 def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
@@ -952,13 +984,21 @@ def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Te
     if 1 in C.shape:  # one plan only
         plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
     else:
-        low, scale = C.min(), float(np.ptp(C)) or 1.0
-        plan, log = _emd(mass_a, mass_b, (C - low) / scale)
-        g = scale * log["v"]
-        if log["result_code"] != _OPTIMAL:
+        costs = C - C.min()
+
+        def solve_capped(cap: float) -> tuple[np.ndarray, np.ndarray] | None:
+            capped = np.minimum(costs, cap)
+            scale = float(capped.max()) or 1.0
+            plan, log = _emd(mass_a, mass_b, capped / scale)
+            return (plan, scale * log["v"]) if log["result_code"] == _OPTIMAL else None
+
+        found = _without_the_dearest(solve_capped, costs)
+        if found is None:
             rows, columns, mass = _north_west(mass_a, mass_b)
             plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
             plan[rows, columns] = mass
+        else:
+            plan, g = found
     rows, columns = plan.nonzero()
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     return arcs, _tensor((C - g).min(1), a.device), _tensor(g, a.device), optimal
@@ -991,10 +1031,10 @@ def _sorted_flow(cost: _CloudRows, a: Tensor, b: Tensor) -> _Flow:
     Along the north-west path one index changes at a time, so that f and g are sums of differences
     of costs; feasible everywhere as the sorted cost is a Monge matrix.
     """
-    x, order_x = cost.X.ravel().sort(stable=True)
-    y, order_y = cost.Y.ravel().sort(stable=True)
+    x, order_x = cost.X.double().ravel().sort(stable=True)
+    y, order_y = cost.Y.double().ravel().sort(stable=True)
     rows, columns, mass = _north_west(a[order_x].cpu().numpy(), b[order_y].cpu().numpy())
-    device, power = a.device, 2 if cost.distance is _METRICS["sqeuclidean"] else 1
+    device, power = a.device, 2 if cost.distance.name == "sqeuclidean" else 1
     along = np.abs(x.cpu().numpy()[rows] - y.cpu().numpy()[columns]) ** power
     change, down = np.diff(along.astype(np.longdouble)), np.diff(rows) == 1
     f = np.concatenate(([0.0], np.cumsum(change[down])))
@@ -1130,6 +1170,7 @@ class _Rows:
 
     shape: tuple[int, int]
     device: torch.device
+    error: float = 0.0  # what its entries may be off by
 
     def block(self, rows: slice | Tensor) -> Tensor:
         """Rows of the cost, (k, m); valid until the next block is read."""
@@ -1143,12 +1184,12 @@ class _Rows:
         for rows in _row_slices(*self.shape, self.device):
             yield rows, self.block(rows)
 
-    def reduced(self, C: Tensor, f: Tensor | float, g: Tensor) -> Tensor:
-        """C - f - g, in scratch memory that the next call uses again."""
+    def reduced(self, C: Tensor, g: Tensor, f: Tensor | None = None) -> Tensor:
+        """C - g - f, in scratch memory that the next call uses again."""
         if self._scratch is None or len(self._scratch) < len(C):
             self._scratch = torch.empty_like(C, memory_format=torch.contiguous_format)
         out = torch.sub(C, g, out=self._scratch[: len(C)])
-        return out if isinstance(f, float) else out.sub_(f)
+        return out if f is None else out.sub_(f)
 
     _scratch: Tensor | None = None
 
@@ -1162,21 +1203,22 @@ class _Rows:
         # Written in place: small tensors kept among large ones that come and go fragment the heap.
         least = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
         for rows, C in self.blocks():
-            least[rows] = self.reduced(C, 0.0, g).amin(1)
+            least[rows] = self.reduced(C, g).amin(1)
         return least
 
     def column_minima(self, f: Tensor) -> Tensor:
         """min_i (C_ij - f_i)."""
         least = torch.full((self.shape[1],), math.inf, dtype=torch.float64, device=self.device)
         for rows, C in self.blocks():
-            column = self.reduced(C, 0.0, f[rows, None]).amin(0)
+            column = self.reduced(C, f[rows, None]).amin(0)
             least = torch.minimum(least, column)
         return least
 
     def sweep(
         self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
-    ) -> tuple[Tensor, Tensor, float]:
-        """Sinkhorn sweeps from g at temperature eps: f, g and how many others a point sees.
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Sinkhorn sweeps from g at temperature eps: f, g and, after more than one, how many others
+        a point sees.
 
         The f that is given only keeps the exponents in range. Rows and columns are fitted in one
         pass: a block has whole rows, so that their scaling is known when it adds to the columns.
@@ -1191,12 +1233,14 @@ class _Rows:
                 K = self._kernel(rows, eps, fresh)
                 row[rows] = _product(K, v)
                 column += _product(a[rows] / row[rows], K)
-                if left == 0:  # 1 / sum_j (P_ij / a_i)^2, with the kernel of the next stage
+                if (
+                    left == 0 < count - 1
+                ):  # 1 / sum_j (P_ij / a_i)^2, with the kernel of the next stage
                     K.square_().clamp_(1e-26, 1e26)
                     neighbours += (a[rows] * row[rows].square() / _product(K, v.square())).sum()
             v, fresh = b / column, False
         f, g = self.f - eps * row.double().log(), self.g - eps * column.double().log()
-        return f, g, float(neighbours)
+        return f, g, neighbours
 
     def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
         """Set the potentials that the kernel is relative to; whether it is to be computed."""
@@ -1205,7 +1249,7 @@ class _Rows:
 
     def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
         """Rows of exp((f + g - C) / eps) in float32; the caller may change them."""
-        K = self.reduced(self.block(rows), self.f[rows, None], self.g).float()
+        K = self.reduced(self.block(rows), self.g, self.f[rows, None]).float()
         return K.mul_(-1 / eps).clamp_(-40, 40).exp_()  # no product of three overflows
 
 
@@ -1233,9 +1277,9 @@ class _MatrixRows(_Rows):
 
     def sweep(
         self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
-    ) -> tuple[Tensor, Tensor, float]:
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
         found = super().sweep(f, g, eps, a, b, count)
-        self.eps = eps / 2  # of the stored kernel, now squared
+        self.eps = eps / 2 if count > 1 else eps  # of the stored kernel, squared or not
         return found
 
     def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
@@ -1250,31 +1294,51 @@ class _MatrixRows(_Rows):
     def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
         if not fresh:
             return self.kernel[rows]
-        K = self.kernel[rows].copy_(self.reduced(self.block(rows), self.f[rows, None], self.g))
+        K = self.kernel[rows].copy_(self.reduced(self.block(rows), self.g, self.f[rows, None]))
         return K.mul_(-1 / eps).clamp_(-60, 60).exp_()
 
 
 class _CloudRows(_Rows):
-    """The cost between two clouds, (n, d) and (m, d), computed in float64 whenever it is read."""
+    """The cost between two clouds, (n, d) and (m, d), computed whenever it is read; float64.
 
-    def __init__(self, X: Tensor, Y: Tensor, distance: Callable[[Tensor, Tensor], Tensor]):
-        self.X, self.Y, self.distance = X.double(), Y.double(), distance
+    In more than a few dimensions squared distances are |x|^2 + |y|^2 - 2 <x, y> about the mean of
+    y. What cancels there is at most `error`, which the bounds then allow for.
+    """
+
+    def __init__(self, X: Tensor, Y: Tensor, distance: _Metric):
+        self.X, self.Y, self.distance = X, Y, distance
         self.shape = len(X), len(Y)
-        self.device = X.device
+        self.device, self.error = X.device, 0.0
+        self.x, self.y = (X.double(), Y.double()) if distance.name else (X, Y)
+        self.squares = None
+        if distance.name == "sqeuclidean":
+            centre = self.y.mean(0) if X.shape[1] > _FEW else 0.0
+            self.x, self.y = self.x - centre, (self.y - centre).T.contiguous()
+            if len(self.y) > _FEW:
+                self.squares = self.x.square().sum(1), self.y.square().sum(0)
+                eps = torch.finfo(torch.float64).eps
+                self.error = 8 * eps * float(sum(z.amax() for z in self.squares))
         self._block: Tensor | None = None
 
     def block(self, rows: slice | Tensor) -> Tensor:
-        if self.distance is not _sqeuclidean:
-            return self.distance(self.X[rows], self.Y)
-        if self._block is None:
-            centre = self.Y.mean(0)
-            self._centred = self.X - centre, (self.Y - centre).T.contiguous()
-            self._squares = [Z.square().sum(d) for d, Z in zip((1, 0), self._centred)]
-        x, y = self._centred[0][rows], self._centred[1]
-        if self._block is None or len(self._block) < len(x):
-            self._block = x.new_empty(len(x), y.shape[1])
-        C = torch.addmm(self._squares[1], x, y, alpha=-2, out=self._block[: len(x)])
-        return C.add_(self._squares[0][rows, None]).clamp_min_(0.0)
+        x = self.x[rows]
+        if self.distance.name != "sqeuclidean":
+            with torch.no_grad():
+                return self.distance(x, self.y).double()
+        if isinstance(rows, Tensor):
+            C, difference = x.new_empty(2, len(x), self.shape[1])
+        else:
+            if self._block is None or self._block.shape[1] < len(x):
+                self._block = x.new_empty(2, len(x), self.shape[1])
+            C, difference = self._block[:, : len(x)]
+        if self.squares is not None:
+            torch.addmm(self.squares[1], x, self.y, alpha=-2, out=C)
+            return C.add_(self.squares[0][rows, None]).clamp_min_(0.0)
+        torch.sub(x[:, :1], self.y[0], out=C).square_()
+        for k in range(1, len(self.y)):
+            torch.sub(x[:, k, None], self.y[k], out=difference)
+            C.addcmul_(difference, difference)
+        return C
 
     def restricted(self, rows: Tensor, columns: Tensor) -> _CloudRows:
         if (len(rows), len(columns)) == self.shape:
@@ -1287,25 +1351,18 @@ class _CloudRows(_Rows):
         return _CloudRows(x, y, self.distance)
 
     def span(self) -> tuple[Tensor, Tensor]:
-        for rows in _row_slices(*self.shape, self.device):
-            C, expected = self.block(rows), (rows.stop - rows.start, self.shape[1])
-            if not isinstance(C, Tensor) or C.shape != expected:
-                got = tuple(C.shape) if isinstance(C, Tensor) else type(C).__name__
-                raise ValueError(f"metric must give a tensor of shape {expected}; got {got}")
-            break
         low, high = super().span()
         if not bool(low.isfinite() & high.isfinite()):
-            raise ValueError("metric must give finite costs; got NaN or inf")
+            raise ValueError("metric(X_a, X_b) must be finite; got NaN or inf")
         return low, high
 
 
 def _sqeuclidean(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 by |x|^2 + |y|^2 - 2 <x, y>, about the mean of y so that little cancels."""
-    centre = y.detach().mean(-2, keepdim=True)
-    x, y = x - centre, y - centre
-    inner = torch.matmul(x, y.mT).mul_(-2)
-    inner.add_(x.square().sum(-1)[..., :, None]).add_(y.square().sum(-1)[..., None, :])
-    return inner.clamp_min(0.0)
+    """By differences: |x|^2 + |y|^2 - 2 <x, y> would cancel between clusters far apart."""
+    if x.shape[-1] > _FEW:
+        return _euclidean(x, y).square()
+    parts = zip(x.unbind(-1), y.unbind(-1))
+    return sum((p[..., :, None] - q[..., None, :]).square() for p, q in parts)
 
 
 def _euclidean(x: Tensor, y: Tensor) -> Tensor:
@@ -1319,12 +1376,31 @@ def _cityblock(x: Tensor, y: Tensor) -> Tensor:
 _METRICS = {"sqeuclidean": _sqeuclidean, "euclidean": _euclidean, "cityblock": _cityblock}
 
 
-def _pairwise(x: Tensor, y: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The cost matrices of a batch; a callable sees one pair of clouds at a time."""
-    if distance in _METRICS.values() or x.ndim == 2:
-        return distance(x, y)
-    costs = [distance(x[k], y[k]) for k in np.ndindex(x.shape[:-2])]
-    return torch.stack(costs).reshape(*x.shape[:-2], *costs[0].shape)
+class _Metric:
+    """A cost between points, (..., n, d) and (..., m, d) to (..., n, m) in their dtype."""
+
+    def __init__(self, metric: str | Callable[[Tensor, Tensor], Tensor]):
+        self.name = metric if isinstance(metric, str) else None
+        if self.name not in _METRICS and (self.name is not None or not callable(metric)):
+            raise ValueError(f"metric must be {', '.join(_METRICS)} or a callable; got {metric!r}")
+        self.function = _METRICS[metric] if self.name else metric
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.name:
+            return self.function(x, y)
+        if x.ndim > 2:  # a callable sees one pair of clouds at a time
+            batch = x.shape[:-2]
+            costs = [self(x[k], y[k]) for k in np.ndindex(batch)]
+            return torch.stack(costs).reshape(*batch, *costs[0].shape)
+        C = self.function(x, y)
+        if not isinstance(C, Tensor) or C.shape != (len(x), len(y)):
+            got = tuple(C.shape) if isinstance(C, Tensor) else type(C).__name__
+            raise ValueError(f"metric must give a tensor of shape {(len(x), len(y))}; got {got}")
+        return C.to(x.dtype)
+
+    def rounding(self, d: int, dtype: torch.dtype) -> float:
+        """Relative error of a cost."""
+        return (d + 4) * torch.finfo(dtype).eps if self.name else 0.0
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -1432,7 +1508,7 @@ def _dual_bound(
         g = -_round_up(-_next_below(cost.column_minima(f.double())), dtype)
     else:
         f, g = -_round_up(-_next_below(f), dtype), -_round_up(-g, dtype)
-    return _dual_value(f, g, a, b), f, g
+    return _dual_value(f, g, a, b) - cost.error, f, g
 
 
 def _stacked(
@@ -1445,10 +1521,12 @@ def _stacked(
     """The certificate of a batch from the (value, lower bound, f, g) of each of its problems."""
     batch = problem.mass.shape
     value, lower_bound, f, g = (torch.stack(x).reshape((*batch, *x[0].shape)) for x in zip(*parts))
-    converged = value - lower_bound <= tol * value.abs() + problem.rounding
-    if optimal is not None:
-        converged = converged | torch.tensor(optimal, device=value.device).reshape(batch)
-    lower_bound = torch.minimum(lower_bound, value)
+    gap = value - lower_bound
+    converged = gap <= tol * value.abs() + problem.rounding
+    if optimal is not None:  # up to the rounding of the simplex's potentials
+        optimal = torch.tensor(optimal, device=value.device).reshape(batch)
+        converged = converged | (optimal & (gap <= 1e-9 * (value.abs() + problem.largest)))
+    lower_bound = torch.minimum(lower_bound, value)  # an optimal flow's may meet but for rounding
     return _Certificate(f, g, value, lower_bound, converged, n_iter)
 
 
@@ -1463,7 +1541,7 @@ def _round_lazily(
     scale_a = torch.empty_like(a)
 
     def smooth(C: Tensor, rows: slice | Tensor) -> Tensor:
-        P = cost.reduced(C, f[rows, None], g).mul_(-1 / eps).clamp_max_(700).exp_()
+        P = (C - g).sub_(f[rows, None]).mul_(-1 / eps).clamp_max_(700).exp_()
         return P.mul_(b).mul_(a[rows, None])
 
     column = torch.zeros_like(b)
@@ -1484,7 +1562,7 @@ def _round_lazily(
         P = smooth(cost.block(rows), rows).mul_(scale_b).mul_(scale_a[rows, None])
         return P.addcmul_(missing_a[rows, None], missing_b)
 
-    return plan, value
+    return plan, value + cost.error
 
 
 def _round_to_marginals(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -1514,19 +1592,29 @@ def _transport(
     problem: _Problem,
     found: _Certificate,
     plan: Tensor | scipy.sparse.coo_matrix | LazyPlan | list,
-    clouds: tuple[Tensor, Tensor, Callable] | None = None,
+    clouds: tuple[Tensor, Tensor, _Metric] | None = None,
 ) -> Transport:
     """The caller's units, dtype and kind; bounds are rounded outwards."""
     dtype, mass, give = problem.dtype, problem.mass, problem.give_back
-    value = _round_up(found.value * mass, dtype)
-    lower_bound = -_round_up(-found.lower_bound * mass, dtype)
+    off = 0.0  # how far the costs between points may be from true, relatively
+    if clouds is not None:
+        off = clouds[2].rounding(clouds[0].shape[-1], dtype if problem.C is not None else _F64)
+    value = _round_up(found.value * mass * (1 + off), dtype)
+    lower_bound = -_round_up(-found.lower_bound * mass * (1 - off), dtype)
     gap = value - lower_bound
-    if any(x is not None and x.requires_grad for x in problem.inputs):
-        if clouds is None:
+    needed = [x is not None and x.requires_grad for x in problem.inputs]
+    if any(needed) and torch.is_grad_enabled():
+        gradients = (found.f, found.g)
+        if clouds is not None:
+            points = (None, None)
+            if any(needed[:2]):
+                points = _cloud_gradients(plan, mass.shape, *clouds)
+            gradients = (*points, *gradients)
+        elif needed[0]:
             dense = plan if isinstance(plan, Tensor) and not plan.is_sparse else _densified(plan)
-            gradients = (dense.reshape(*mass.shape, *dense.shape[-2:]), found.f, found.g)
+            gradients = (dense.reshape(*mass.shape, *dense.shape[-2:]), *gradients)
         else:
-            gradients = (*_cloud_gradients(plan, mass.shape, *clouds), found.f, found.g)
+            gradients = (None, *gradients)
         value = _Envelope.apply(value, gradients, *problem.inputs)
     return Transport(
         plan=give(plan) if isinstance(plan, Tensor) and not plan.is_sparse else plan,
@@ -1553,8 +1641,10 @@ class _Envelope(torch.autograd.Function):
     def backward(ctx, grad):
         grads = []
         for gradient, shape, wanted in zip(ctx.saved_tensors, ctx.shapes, ctx.needs_input_grad[2:]):
-            rates = grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
-            grads.append((rates * gradient).sum_to_size(shape) if wanted else None)
+            grads.append(None)
+            if wanted:
+                rates = grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
+                grads[-1] = (rates * gradient).sum_to_size(shape)
         return None, None, *grads
 
 
@@ -1567,22 +1657,24 @@ def _cloud_gradients(
     batch: torch.Size,
     x: Tensor,
     y: Tensor,
-    distance: Callable[[Tensor, Tensor], Tensor],
+    distance: _Metric,
 ) -> tuple[Tensor, Tensor]:
     """sum_j P_ij dc(x_i, y_j)/dx_i, and the same for y; the cost is differentiated in blocks."""
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     for flat, k in enumerate(np.ndindex(batch)):
-        one = (
-            plan[flat] if isinstance(plan, list) else plan[k] if isinstance(plan, Tensor) else plan
-        )
-        rows_of = _rows_of(one)
+        rows_of = _rows_of(plan[flat] if isinstance(plan, list) else plan[k] if k else plan)
         for rows in _row_slices(x.shape[-2], y.shape[-2], x.device):
-            points = [z.detach().double().requires_grad_() for z in (x[k][rows], y[k])]
+            points = [z.detach() for z in (x[k][rows], y[k])]
+            points = [(z.double() if distance.name else z).requires_grad_() for z in points]
             with torch.enable_grad():
                 C = distance(*points)
-            block = torch.autograd.grad(C, points, rows_of(rows))
-            grad_x[k][rows] = block[0].to(x.dtype)
-            grad_y[k] += block[1].to(y.dtype)
+            if C.grad_fn is None:
+                raise ValueError("metric must be differentiable for gradients in the points")
+            share = rows_of(rows).to(C.dtype)
+            block = torch.autograd.grad(C, points, share, allow_unused=True)
+            for total, part in ((grad_x[k][rows], block[0]), (grad_y[k], block[1])):
+                if part is not None:
+                    total += part.to(total.dtype)
     return grad_x, grad_y
 
 
@@ -1837,22 +1929,16 @@ def _check_clouds(
     return batch
 
 
-def _read_metric(metric: str | Callable) -> Callable[[Tensor, Tensor], Tensor]:
-    if callable(metric):
-        return metric
-    if metric not in _METRICS:
-        raise ValueError(f"metric must be {', '.join(_METRICS)} or a callable; got {metric!r}")
-    return _METRICS[metric]
-
-
 def _check_options(
     max_iter: int, inner_iter: int, tol: float | None, exact: bool, sparse: bool
 ) -> float | None:
     """The relative gap to reach; None for a number of iterations."""
     _check_count("max_iter", max_iter)
     _check_count("inner_iter", inner_iter)
-    if tol is not None and not 0 <= _as_float("tol", tol) < math.inf:
-        raise ValueError(f"tol must be None or a finite number >= 0; got {tol!r}")
+    if tol is not None:
+        tol = _as_float("tol", tol)
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be None or a finite number >= 0; got {tol!r}")
     if sparse and not exact:
         raise ValueError("sparse plans are those of exact=True; got sparse=True without it")
     return 0.0 if exact else tol
@@ -1943,6 +2029,8 @@ def _check_count(name: str, value: int) -> None:
 
 def _as_float(name: str, value: float) -> float:
     try:
+        if isinstance(value, (str, bool)):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number; got {value!r}") from None

@@ -254,6 +254,12 @@ def test_what_a_lazy_plan_answers(options):
         plan.apply(x)
     with pytest.raises(ValueError, match="row numbers from 0 to 49"):
         plan.rows([50])
+    for index in ([True, False], [1.5], [-1]):
+        with pytest.raises(ValueError, match="row numbers from 0 to 49"):
+            plan.rows(index)
+    with pytest.raises(TypeError, match="V must be an array of numbers"):
+        plan.apply("a")
+    np.testing.assert_allclose(plan.apply(y[:, ::-1]), dense @ y[:, ::-1], atol=1e-12)
     with pytest.raises(ValueError, match="k must be at least 1"):
         plan.topk(0)
 
@@ -352,8 +358,89 @@ def test_a_callable_metric():
     assert solve_sample(X, y, a, b, metric=cube, max_iter=5).plan.shape == (2, 12, 10)
     with pytest.raises(ValueError, match=r"metric must give a tensor of shape \(12, 10\)"):
         solve_sample(x, y, metric=lambda u, v: torch.ones(3), exact=True)
-    with pytest.raises(ValueError, match="metric must give finite costs"):
+    with pytest.raises(ValueError, match="must be finite"):
         solve_sample(x, y, metric=lambda u, v: cube(u, v) * math.nan, exact=True)
+
+
+def test_callables_of_any_kind():
+    x, y, *_ = clouds(17, 12, 10, 3, np.float32)
+    layer = torch.nn.Linear(3, 3)
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, u, v):
+            return torch.cdist(layer(u), layer(v))
+
+    hamming = lambda u, v: (u[:, None].round() != v.round()).sum(-1)  # noqa: E731
+    for options in ({"exact": True}, {"max_iter": 20}, {"max_iter": 20, "lazy": True}):
+        X = torch.from_numpy(x).requires_grad_()
+        result = solve_sample(X, torch.from_numpy(y), metric=Unhashable(), **options)
+        result.value.backward()
+        assert X.grad.isfinite().all() and X.grad.abs().sum() > 0
+        whole = solve_sample(x, y, metric=hamming, **options)
+        assert whole.lower_bound <= whole.value and whole.value.dtype == np.float32
+        with pytest.raises(ValueError, match=r"metric must give a tensor of shape \(12, 10\)"):
+            solve_sample(x, y, metric=lambda u, v: torch.cdist(v, u), **options)
+        one_sided = lambda u, v: v.square().sum(1).expand(len(u), -1)  # noqa: E731
+        X, Y = (torch.from_numpy(z).requires_grad_() for z in (x, y))
+        solve_sample(X, Y, metric=one_sided, **options).value.backward()
+        assert (X.grad == 0).all() and (Y.grad != 0).any()
+        with pytest.raises(ValueError, match="metric must be differentiable"):
+            solve_sample(X, Y, metric=hamming, **options)
+    with pytest.raises(ValueError, match="metric must be sqeuclidean"):
+        solve_sample(x, y, metric=["euclidean"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [2, 6])
+@pytest.mark.parametrize("options", [{"exact": True}, {"max_iter": 300}])
+def test_clusters_far_apart(dtype, d, options):
+    """|x|^2 + |y|^2 - 2 <x, y> would leave no digits."""
+    rng = np.random.default_rng(18)
+    far = 1e3 if dtype == np.float32 else 1e5
+    x, y = (rng.random((8, d)) + far * (np.arange(8) % 2)[:, None] for _ in range(2))
+    x, y = x.astype(dtype), y.astype(dtype)
+    M = scipy.spatial.distance.cdist(x.astype(float), y.astype(float), "sqeuclidean")
+    W = exact_value(M[::2, ::2], np.full(4, 1 / 8), np.full(4, 1 / 8))
+    W += exact_value(M[1::2, 1::2], np.full(4, 1 / 8), np.full(4, 1 / 8))
+    for lazy in (False, True):
+        result = solve_sample(x, y, beta=0.1, lazy=lazy, **options)
+        assert float(result.lower_bound) <= W * (1 + 1e-12)
+        assert W * (1 - 1e-12) <= float(result.value)
+    if "exact" in options and d == 2:
+        assert float(result.value) == pytest.approx(W, rel=1e-6 if dtype == np.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("small", [0, 10**6])
+@pytest.mark.parametrize("huge", [1e9, 1e15, 1e30])
+def test_a_forbidding_cost_leaves_the_others_their_digits(monkeypatch, small, huge):
+    monkeypatch.setattr(ipot, "_SMALL", small)
+    M = np.random.default_rng(19).random((60, 60))
+    M[0, 0] = M[5, 7] = 3.0
+    W = exact_value(M, np.full(60, 1 / 60), np.full(60, 1 / 60))
+    M[0, 0] = M[5, 7] = huge
+    result = solve(M, exact=True)
+    assert result.value == pytest.approx(W, rel=1e-9) and result.converged
+    assert result.lower_bound == pytest.approx(W, rel=1e-6)
+
+
+def test_gradients_are_made_where_they_are_wanted():
+    x, y, a, b = (torch.from_numpy(z) for z in clouds(20, 9, 8, 2))
+    X, weights = x.clone().requires_grad_(), a.clone().requires_grad_()
+    for options in ({}, {"lazy": True}, {"sparse": True}):
+        X.grad = None
+        solve_sample(X, y, a, b, exact=True, **options).value.backward()
+        assert X.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not solve_sample(X, y, exact=True).value.requires_grad
+    with torch.inference_mode():
+        solve_sample(X, y, exact=True)
+        solve_sample(X, y, max_iter=3)
+    calls = []
+    metric = lambda u, v: calls.append(torch.is_grad_enabled()) or torch.cdist(u, v)  # noqa: E731
+    solve_sample(x, y, weights, b, metric=metric, exact=True).value.backward()
+    assert weights.grad.abs().sum() > 0 and not any(calls)
 
 
 # --------------------------------------------------------------------------------------- batches
@@ -421,6 +508,7 @@ BAD_CLOUDS = [
     ((X0, Y0), {"beta": -1.0}, ValueError, "beta must be positive"),
     ((X0, Y0), {"max_iter": 0}, ValueError, "max_iter must be at least 1"),
     ((X0, Y0), {"tol": -1}, ValueError, "tol must be None or"),
+    ((X0, Y0), {"tol": "0.01"}, TypeError, "tol must be a number"),
     ((X0, Y0), {"sparse": True}, ValueError, "sparse plans are those of exact=True"),
 ]
 
