@@ -7,11 +7,11 @@ Two Gaussian clouds with uniform weights, their means one standard deviation apa
 scaled to [0, 1]. The gap of `ipot` is the one it certifies itself; that of the others is found off
 the clock and in the same way: their plan is rounded to its marginals (upper bound), their
 potentials are made feasible by c-transforms (lower bound), and the difference is divided by the
-upper bound. `ot.emd` is exact. `ipot, iterations` and OTT-JAX run in float32, the others in float64.
-Prints a table and the speed of `exact=True` over `ot.emd`, also for random weights (median over the
-seeds), and writes a CSV and a figure. GeomLoss and OTT-JAX take part where they are installed
-(`pip install -r benchmarks/requirements.txt`). A solver that is not exact is not run on larger
-problems once it needed more than `limit` seconds.
+upper bound. `ot.emd` is exact. `ipot, iterations` and OTT-JAX run in float32, the others in
+float64. Prints a table and the speed of `exact=True` over `ot.emd`, also for random weights (median
+over the seeds), and writes a CSV and a figure. GeomLoss and OTT-JAX take part where they are
+installed (`pip install -r benchmarks/requirements.txt`). A solver that is not exact is not run on
+larger problems once it needed more than `limit` seconds.
 """
 
 import importlib.util
