@@ -86,7 +86,7 @@ def assert_optimal(result, M, a, b):
     assert (f[:, None] + g <= M.astype(float) + 1e-15 * size).all()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(rough_problems(), st.booleans())
 def test_exact_is_the_linear_programme(problem, small):
     M, a, b = problem
