@@ -828,7 +828,7 @@ def _anneal(
     rows, C = next(cost.blocks())
     typical = float(cost.reduced(C, g, f[rows, None]).median())
     if typical > 0:  # a few huge costs do not set the scale
-        eps = min(eps, typical)
+        eps = min(eps, 30 * typical)
     f_warm, g_warm, neighbours = f, g, math.nan
     for stage in range(1, _STAGES + 1):
         f_new, g_new, seen = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
