@@ -58,7 +58,7 @@ _SWEEPS = 2  # in a stage of annealing
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
 _ARCS = 6  # of each row for the sparse problem, times the number of others that it sees
 _OPTIMAL = 1  # POT's result code
-_F64, _EPS = torch.float64, np.finfo(float).eps
+_EPS = float(np.finfo(np.float64).eps)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ class _Problem:
     @property
     def rounding(self) -> Tensor:
         """How small a gap the dtype can tell from zero."""
-        eps = 4 * torch.finfo(self.dtype).eps + 32 * torch.finfo(torch.float64).eps
+        eps = 4 * torch.finfo(self.dtype).eps + 32 * _EPS
         return eps * self.largest + torch.finfo(self.dtype).tiny
 
     @property
@@ -759,16 +759,18 @@ def _solve_flows(
         parts.append((value, *_dual_bound(cost, flow.g, a, b, problem.dtype, flow.f)))
         optimal.append(flow.optimal)
         sweeps = max(sweeps, flow.sweeps)
-        mass = flow.mass * float(problem.mass[k])
-        rows, columns, values = (_tensor(x, device) for x in (flow.rows, flow.columns, mass))
+        mass = float(problem.mass[k])
+        rows, columns, values = (
+            _tensor(x, device) for x in (flow.rows, flow.columns, flow.mass * mass)
+        )
         if dense is not None:
             dense[k][rows, columns] = values.to(problem.dtype)
         elif sparse:
             plans.append(_sparse(rows, columns, values, (n, m), problem.give_back))
         else:
-            table = scipy.sparse.csr_array((mass, (flow.rows, flow.columns)), shape=(n, m))
+            table = scipy.sparse.csr_array((flow.mass, (flow.rows, flow.columns)), shape=(n, m))
             plan_rows = partial(_table_rows, table, device)
-            plans.append(LazyPlan((n, m), plan_rows, 1.0, cost.Y, problem.give_back))
+            plans.append(LazyPlan((n, m), plan_rows, mass, cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, sweeps, tol, optimal)
     if dense is not None:
         return certificate, dense
@@ -857,6 +859,14 @@ class _Arcs:
         _, first = np.unique(rows * m + columns, return_index=True)
         return cls(rows[first], columns[first], costs[first])
 
+    def spread(self, m: int, rows: np.ndarray, columns: np.ndarray, mass: np.ndarray) -> np.ndarray:
+        """Mass on some of the arcs as a flow on all of them."""
+        flow = np.zeros(len(self.rows))
+        flow[np.searchsorted(self.rows * m + self.columns, rows.astype(np.int64) * m + columns)] = (
+            mass
+        )
+        return flow
+
 
 def _generate_columns(
     cost: _Rows, g: Tensor, a: Tensor, b: Tensor, count: int, tol: float
@@ -871,11 +881,9 @@ def _generate_columns(
     best, f_best, g_best = a @ f + b @ g, f, g
     while True:
         reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
-        found = _network_simplex(mass_a, mass_b, arcs, reduced)
+        found = _network_simplex(mass_a, mass_b, reduced, arcs)
         if found is None:  # a feasible flow all the same, with an honest gap
-            path, columns, mass = _north_west(mass_a, mass_b)
-            arcs.flow = np.zeros(len(arcs.rows))
-            arcs.flow[np.searchsorted(arcs.rows * m + arcs.columns, path * m + columns)] = mass
+            arcs.flow = arcs.spread(m, *_north_west(mass_a, mass_b))
             return arcs, f_best, g_best, False
         arcs.flow, f_step, g_step = found
         f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
@@ -942,39 +950,34 @@ def _price(
 
 
 def _network_simplex(
-    a: np.ndarray, b: np.ndarray, arcs: _Arcs, costs: np.ndarray
+    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Optimal flow on the arcs and potentials, by POT; None if it reports failure."""
-    shape = len(a), len(b)
+    """Optimal flow, of the shape of costs, and potentials, by POT; None if it reports failure.
 
-    def solve_capped(cap: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        capped = np.minimum(costs, cap)
-        scale = float(np.abs(capped).max()) or 1.0
-        table = scipy.sparse.coo_matrix((capped / scale, (arcs.rows, arcs.columns)), shape=shape)
-        plan, log = _emd(a, b, table)
-        if log["result_code"] != _OPTIMAL:
-            return None
-        flow, order = np.zeros(len(costs)), arcs.rows * len(b) + arcs.columns
-        flow[np.searchsorted(order, plan.row.astype(np.int64) * len(b) + plan.col)] = plan.data
-        return flow, scale * log["u"], scale * log["v"]
-
-    return _without_the_dearest(solve_capped, costs)
-
-
-def _without_the_dearest(solve_capped: Callable[[float], tuple | None], costs: np.ndarray):
-    """What `solve_capped` gives for costs cut at a cap, or for all where dear ones are used.
-
-    An entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
-    largest cost, no digits for the others. If no flow is on what was cut, nothing was changed: the
-    potentials are feasible for the true costs too.
+    The costs are those of `arcs`, or a matrix. They are cut at a cap if no dear one is used: an
+    entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
+    largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
+    feasible for the true costs too.
     """
     some = costs.ravel()[:: max(1, costs.size // 1000)]
     cap = 1e6 * float(np.median(some[some > 0])) if (some > 0).any() else math.inf
-    if costs.max() > cap:
-        found = solve_capped(cap)
-        if found is not None and not found[0].ravel()[costs.ravel() > cap].any():
-            return found
-    return solve_capped(math.inf)
+    for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
+        table = np.minimum(costs, limit)
+        scale = float(np.abs(table).max()) or 1.0
+        table = table / scale
+        if arcs is not None:
+            shape = len(a), len(b)
+            table = scipy.sparse.coo_matrix((table, (arcs.rows, arcs.columns)), shape=shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the result code says the same
+            plan, log = ot.emd(
+                a, b, table, 2**31 - 1, log=True, center_dual=False, check_marginals=False
+            )
+        if log["result_code"] == _OPTIMAL:
+            flow = plan if arcs is None else arcs.spread(len(b), plan.row, plan.col, plan.data)
+            if not flow[costs > limit].any():
+                return flow, scale * log["u"], scale * log["v"]
+    return None
 
 
 def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
@@ -983,33 +986,15 @@ def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Te
     optimal = True
     if 1 in C.shape:  # one plan only
         plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
+    elif found := _network_simplex(mass_a, mass_b, C - C.min()):
+        plan, _, g = found
     else:
-        costs = C - C.min()
-
-        def solve_capped(cap: float) -> tuple[np.ndarray, np.ndarray] | None:
-            capped = np.minimum(costs, cap)
-            scale = float(capped.max()) or 1.0
-            plan, log = _emd(mass_a, mass_b, capped / scale)
-            return (plan, scale * log["v"]) if log["result_code"] == _OPTIMAL else None
-
-        found = _without_the_dearest(solve_capped, costs)
-        if found is None:
-            rows, columns, mass = _north_west(mass_a, mass_b)
-            plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
-            plan[rows, columns] = mass
-        else:
-            plan, g = found
+        rows, columns, mass = _north_west(mass_a, mass_b)
+        plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
+        plan[rows, columns] = mass
     rows, columns = plan.nonzero()
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     return arcs, _tensor((C - g).min(1), a.device), _tensor(g, a.device), optimal
-
-
-def _emd(a: np.ndarray, b: np.ndarray, costs: np.ndarray | scipy.sparse.coo_matrix) -> tuple:
-    """POT's network simplex, however long it takes; the result code in its log is to be read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        limit = 2**31 - 1
-        return ot.emd(a, b, costs, limit, log=True, center_dual=False, check_marginals=False)
 
 
 def _north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -1041,7 +1026,7 @@ def _sorted_flow(cost: _CloudRows, a: Tensor, b: Tensor) -> _Flow:
     g = np.concatenate(([0.0], np.cumsum(change[~down]))) + along[0]
     # What the rounding of sums and costs could break of f_i + g_j <= C_ij.
     span = float(torch.maximum(x[-1], y[-1]) - torch.minimum(x[0], y[0])) ** power
-    f = f - 8 * np.finfo(float).eps * (np.abs(f).max() + np.abs(g).max() + span)
+    f = f - 8 * _EPS * (np.abs(f).max() + np.abs(g).max() + span)
     f, g = (_tensor(z.astype(float), device) for z in (f, g))
     return _Flow(
         order_x.cpu().numpy()[rows],
@@ -1178,6 +1163,10 @@ class _Rows:
 
     def restricted(self, rows: Tensor, columns: Tensor) -> _Rows:
         """The same cost between some of the points."""
+        whole = (len(rows), len(columns)) == self.shape
+        return self if whole else self._part(rows, columns)
+
+    def _part(self, rows: Tensor, columns: Tensor) -> _Rows:
         raise NotImplementedError
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -1233,9 +1222,8 @@ class _Rows:
                 K = self._kernel(rows, eps, fresh)
                 row[rows] = _product(K, v)
                 column += _product(a[rows] / row[rows], K)
-                if (
-                    left == 0 < count - 1
-                ):  # 1 / sum_j (P_ij / a_i)^2, with the kernel of the next stage
+                if count > 1 and left == 0:
+                    # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
                     K.square_().clamp_(1e-26, 1e26)
                     neighbours += (a[rows] * row[rows].square() / _product(K, v.square())).sum()
             v, fresh = b / column, False
@@ -1267,9 +1255,7 @@ class _MatrixRows(_Rows):
         C = self.C[rows] if self.rows is None else self.C[self.rows[rows]][:, self.columns]
         return C.double()
 
-    def restricted(self, rows: Tensor, columns: Tensor) -> _MatrixRows:
-        if (len(rows), len(columns)) == self.shape:
-            return self
+    def _part(self, rows: Tensor, columns: Tensor) -> _MatrixRows:
         # A copy that is with its kernel still smaller than one whole matrix.
         if 2 * len(rows) * len(columns) <= self.C.numel():
             return _MatrixRows(self.C[rows[:, None], columns])
@@ -1316,8 +1302,7 @@ class _CloudRows(_Rows):
             self.x, self.y = self.x - centre, (self.y - centre).T.contiguous()
             if len(self.y) > _FEW:
                 self.squares = self.x.square().sum(1), self.y.square().sum(0)
-                eps = torch.finfo(torch.float64).eps
-                self.error = 8 * eps * float(sum(z.amax() for z in self.squares))
+                self.error = 8 * _EPS * float(sum(z.amax() for z in self.squares))
         self._block: Tensor | None = None
 
     def block(self, rows: slice | Tensor) -> Tensor:
@@ -1340,9 +1325,7 @@ class _CloudRows(_Rows):
             C.addcmul_(difference, difference)
         return C
 
-    def restricted(self, rows: Tensor, columns: Tensor) -> _CloudRows:
-        if (len(rows), len(columns)) == self.shape:
-            return self
+    def _part(self, rows: Tensor, columns: Tensor) -> _CloudRows:
         return _CloudRows(self.X[rows], self.Y[columns], self.distance)
 
     def ends(self) -> _CloudRows:
@@ -1470,14 +1453,13 @@ class _Certificate:
 def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> tuple[_Certificate, Tensor]:
     """The iterate's plan, rounded and with the problem's mass, and what it proves."""
     a, b, C = problem.a, problem.b, problem.C
-    eps, eps64 = torch.finfo(C.dtype).eps, torch.finfo(torch.float64).eps
-
+    eps = torch.finfo(C.dtype).eps
     plan = _round_to_marginals(iterate.plan(), a, b)
     # What rounding leaves of the marginals' error could cost its mass times the range of the cost.
     error = (a - _sum64(plan, -1)).abs().sum(-1) + (b - _sum64(plan, -2)).abs().sum(-1)
     value, size = cost.of_plan(plan)
     value = value + error * (problem.high - problem.low + problem.largest) + 2 * eps * size
-    value = value + 16 * eps64 * problem.largest
+    value = value + 16 * _EPS * problem.largest
 
     # Columns without mass put no bound on the rows; their own potential follows from the rows.
     g = torch.where(b > 0, iterate.step_potential(problem.beta), -math.inf).to(C.dtype)
@@ -1492,7 +1474,7 @@ def _dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """<a, f> + <b, g> in float64, less what its rounding may have added."""
     f, g = f.double(), g.double()
     size = (a * f.abs()).sum(-1) + (b * g.abs()).sum(-1)
-    return (a * f).sum(-1) + (b * g).sum(-1) - 4 * torch.finfo(torch.float64).eps * size
+    return (a * f).sum(-1) + (b * g).sum(-1) - 4 * _EPS * size
 
 
 def _dual_bound(
@@ -1598,7 +1580,9 @@ def _transport(
     dtype, mass, give = problem.dtype, problem.mass, problem.give_back
     off = 0.0  # how far the costs between points may be from true, relatively
     if clouds is not None:
-        off = clouds[2].rounding(clouds[0].shape[-1], dtype if problem.C is not None else _F64)
+        off = clouds[2].rounding(
+            clouds[0].shape[-1], dtype if problem.C is not None else torch.float64
+        )
     value = _round_up(found.value * mass * (1 + off), dtype)
     lower_bound = -_round_up(-found.lower_bound * mass * (1 - off), dtype)
     gap = value - lower_bound
@@ -1611,13 +1595,14 @@ def _transport(
                 points = _cloud_gradients(plan, mass.shape, *clouds)
             gradients = (*points, *gradients)
         elif needed[0]:
-            dense = plan if isinstance(plan, Tensor) and not plan.is_sparse else _densified(plan)
+            plans = torch.stack(plan) if isinstance(plan, list) else plan
+            dense = plans.to_dense()
             gradients = (dense.reshape(*mass.shape, *dense.shape[-2:]), *gradients)
         else:
             gradients = (None, *gradients)
         value = _Envelope.apply(value, gradients, *problem.inputs)
     return Transport(
-        plan=give(plan) if isinstance(plan, Tensor) and not plan.is_sparse else plan,
+        plan=give(plan) if isinstance(plan, Tensor) else plan,
         value=give(value),
         lower_bound=give(lower_bound),
         gap=give(gap),
@@ -1646,10 +1631,6 @@ class _Envelope(torch.autograd.Function):
                 rates = grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
                 grads[-1] = (rates * gradient).sum_to_size(shape)
         return None, None, *grads
-
-
-def _densified(plan: Tensor | list[Tensor]) -> Tensor:
-    return torch.stack([x.to_dense() for x in (plan if isinstance(plan, list) else [plan])])
 
 
 def _cloud_gradients(

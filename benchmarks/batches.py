@@ -9,8 +9,6 @@ POT's batched solver, with the cost of its plan relative to the exact one: its p
 at the entropic plan of its `reg` (POT issue 842).
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,9 @@ import tyro
 
 import ipot
 from benchmarks.table import machine, show, write_csv
+from benchmarks.timing import milliseconds
+
+MEDIAN = 3, np.median  # of the timed calls
 
 
 @dataclass
@@ -40,15 +41,6 @@ def costs(count: int, n: int, seed: int) -> np.ndarray:
     return np.stack([ot.dist(p, q + 0.7) for p, q in zip(x, y)]).astype(np.float32)
 
 
-def milliseconds(function: Callable[[], object], repeats: int = 3) -> tuple[float, object]:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = function()
-        times.append(1e3 * (time.perf_counter() - started))
-    return float(np.median(times)), result
-
-
 def iterated_to(M: np.ndarray, tol: float) -> float:
     """Value of the plain iteration, once its gap is certified."""
     steps = 50
@@ -63,7 +55,7 @@ def measure(count: int, n: int, config: Config) -> list[dict]:
     M = costs(count, n, config.seed)
     uniform = np.full(n, 1 / n)
     emd, exact = milliseconds(
-        lambda: np.array([ot.emd2(uniform, uniform, C.astype(float)) for C in M])
+        lambda: np.array([ot.emd2(uniform, uniform, C.astype(float)) for C in M]), *MEDIAN
     )
 
     def row(what: str, batch: float, loop: float | str, values: np.ndarray) -> dict:
@@ -78,21 +70,18 @@ def measure(count: int, n: int, config: Config) -> list[dict]:
 
     rows = []
     for steps in config.iterations:
-        batch, found = milliseconds(lambda steps=steps: ipot.solve(M, max_iter=steps))
-        loop, _ = milliseconds(
-            lambda steps=steps: [ipot.solve(C, max_iter=steps) for C in M], repeats=1
-        )
+        batch, found = milliseconds(lambda steps=steps: ipot.solve(M, max_iter=steps), *MEDIAN)
+        loop, _ = milliseconds(lambda steps=steps: [ipot.solve(C, max_iter=steps) for C in M])
         rows.append(row(f"ipot.solve, {steps} iterations", batch, loop, found.value))
-    batch, found = milliseconds(lambda: ipot.solve(M, tol=config.tol))
-    loop, _ = milliseconds(lambda: [iterated_to(C, config.tol) for C in M], repeats=1)
+    batch, found = milliseconds(lambda: ipot.solve(M, tol=config.tol), *MEDIAN)
+    loop, _ = milliseconds(lambda: [iterated_to(C, config.tol) for C in M])
     rows.append(row(f"ipot.solve, gap {config.tol:g}", batch, loop, found.value))
     rows.append(row("loop of ot.emd, exact", emd, "", exact))
     weights = np.full((count, n), 1 / n, dtype=np.float32)
     batch, found = milliseconds(
         lambda: ot.batch.solve_batch(
             M, reg=0.05, a=weights, b=weights, method="proximal", max_iter=1000, tol=0.0
-        ),
-        repeats=1,
+        )
     )
     values = np.sum(np.asarray(found.plan) * M, (1, 2))
     rows.append(row("ot.batch, proximal, reg 0.05", batch, "", values))

@@ -15,7 +15,6 @@ empty cell: not within the limit of iterations, or for Sinkhorn of 3 s for each 
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,6 +26,7 @@ from tqdm import tqdm
 import ipot
 from benchmarks.published import algorithm_1
 from benchmarks.table import machine, show, write_csv
+from benchmarks.timing import milliseconds
 from ipot_demo import feasible
 
 GAPS = (1e-2, 1e-3, 1e-4)
@@ -53,16 +53,6 @@ def clouds(n: int, dimension: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     y = rng.standard_normal((n, dimension)) + 1 / np.sqrt(dimension)
     cost = ot.dist(x, y)
     return np.full(n, 1 / n), cost / cost.max()
-
-
-def best_time(function: Callable[[], object], repeats: int = 3) -> tuple[float, object]:
-    """Shortest of a few runs in milliseconds, and the result."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = function()
-        times.append(1e3 * (time.perf_counter() - started))
-    return min(times), result
 
 
 def sinkhorn_times(a: np.ndarray, cost: np.ndarray, W: float, max_iter: int) -> dict[float, float]:
@@ -100,7 +90,7 @@ def measure(n: int, dimension: int, config: Config) -> list[dict]:
     """One row for each solver."""
     a, cost = clouds(n, dimension, config.seed)
     single = cost.astype(np.float32)
-    emd, plan = best_time(lambda: ot.emd(a, a, cost, numItermax=10**7), repeats=1)
+    emd, plan = milliseconds(lambda: ot.emd(a, a, cost, numItermax=10**7))
     W = float(np.sum(plan * cost))
 
     # In turns, so that a slow spell of the machine meets both, and with a pause, so that the
@@ -108,10 +98,10 @@ def measure(n: int, dimension: int, config: Config) -> list[dict]:
     pairs = []
     for _ in range(3):
         time.sleep(0.2)
-        fast = best_time(lambda: ipot.solve(single, beta=0.05, max_iter=config.iterations), 1)[0]
+        fast = milliseconds(lambda: ipot.solve(single, beta=0.05, max_iter=config.iterations))[0]
         time.sleep(0.2)
         pairs.append(
-            (fast, best_time(lambda: algorithm_1(a, a, cost, 0.05, 20, with_loss=False), 1)[0])
+            (fast, milliseconds(lambda: algorithm_1(a, a, cost, 0.05, 20, with_loss=False))[0])
         )
     ours = min(pair[0] for pair in pairs) / config.iterations
     theirs = min(pair[1] for pair in pairs) / 20
@@ -123,11 +113,9 @@ def measure(n: int, dimension: int, config: Config) -> list[dict]:
     tol_times, solve_times, published_times = {}, {}, {}
     steps = 10
     for gap in GAPS:
-        tol_times[gap] = best_time(lambda gap=gap: ipot.solve(single, tol=gap))[0]
+        tol_times[gap] = milliseconds(lambda gap=gap: ipot.solve(single, tol=gap), repeats=3)[0]
         while steps <= config.max_iter:
-            elapsed, result = best_time(
-                lambda steps=steps: ipot.solve(single, max_iter=steps), repeats=1
-            )
+            elapsed, result = milliseconds(lambda steps=steps: ipot.solve(single, max_iter=steps))
             if result.gap <= gap * result.value:
                 solve_times[gap], published_times[gap] = elapsed, theirs * steps
                 break

@@ -16,7 +16,6 @@ larger problems once it needed more than `limit` seconds.
 """
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 import ipot
 from benchmarks.table import machine, show, write_csv
+from benchmarks.timing import milliseconds
 from generative.plots import save_figure
 from ipot_demo import feasible
 
@@ -95,42 +95,42 @@ def entropic(p: Problem, f: np.ndarray, g: np.ndarray, eps: float) -> tuple[np.n
     return plan / plan.sum(), g
 
 
-# Each solver: settings to try, and a function that makes (seconds, gap) of one.
+# Each solver: settings to try, and a function that makes (milliseconds, gap) of one.
 
 
 def ipot_iterations(p: Problem, steps: int) -> tuple[float, float]:
     C, a, b = (z.astype(np.float32) for z in (p.C, p.a, p.b))
-    seconds, found = timed(lambda: ipot.solve(C, a, b, max_iter=steps))
-    return seconds, float(found.gap / found.value)
+    span, found = milliseconds(lambda: ipot.solve(C, a, b, max_iter=steps))
+    return span, float(found.gap / found.value)
 
 
 def ipot_tol(p: Problem, tol: float) -> tuple[float, float]:
-    seconds, found = timed(lambda: ipot.solve(p.C, p.a, p.b, tol=tol))
-    return seconds, float(found.gap / found.value)
+    span, found = milliseconds(lambda: ipot.solve(p.C, p.a, p.b, tol=tol))
+    return span, float(found.gap / found.value)
 
 
 def ipot_exact(p: Problem, _: None) -> tuple[float, float]:
-    seconds, found = timed(lambda: ipot.solve(p.C, p.a, p.b, exact=True))
-    return seconds, float(found.gap / found.value)
+    span, found = milliseconds(lambda: ipot.solve(p.C, p.a, p.b, exact=True))
+    return span, float(found.gap / found.value)
 
 
 def pot_emd(p: Problem, _: None) -> tuple[float, float]:
-    seconds, _ = timed(lambda: ot.emd(p.a, p.b, p.C, numItermax=2**31 - 1, log=True))
-    return seconds, 0.0
+    span, _ = milliseconds(lambda: ot.emd(p.a, p.b, p.C, numItermax=2**31 - 1, log=True))
+    return span, 0.0
 
 
 def pot_sinkhorn(p: Problem, reg: float) -> tuple[float, float]:
     options = {"method": "sinkhorn_log", "numItermax": 300, "stopThr": 1e-6, "warn": False}
-    seconds, (plan, log) = timed(lambda: ot.sinkhorn(p.a, p.b, p.C, reg, log=True, **options))
-    return seconds, certified_gap(p, plan, reg * log["log_v"])
+    span, (plan, log) = milliseconds(lambda: ot.sinkhorn(p.a, p.b, p.C, reg, log=True, **options))
+    return span, certified_gap(p, plan, reg * log["log_v"])
 
 
 def pot_batch(p: Problem, steps: int) -> tuple[float, float]:
     M, a, b = (z[None] for z in (p.C, p.a, p.b))
     options = {"reg": 0.05, "method": "proximal", "max_iter": steps, "tol": 0.0}
-    seconds, found = timed(lambda: ot.batch.solve_batch(M, a=a, b=b, **options))
+    span, found = milliseconds(lambda: ot.batch.solve_batch(M, a=a, b=b, **options))
     exact = ipot.solve(p.C, p.a, p.b, exact=True)  # it has no potentials of its own
-    return seconds, certified_gap(p, np.asarray(found.plan[0]), exact.potentials[1])
+    return span, certified_gap(p, np.asarray(found.plan[0]), exact.potentials[1])
 
 
 def geomloss(p: Problem, blur: float) -> tuple[float, float]:
@@ -139,9 +139,9 @@ def geomloss(p: Problem, blur: float) -> tuple[float, float]:
     loss = SamplesLoss("sinkhorn", blur=blur, debias=False, potentials=True, backend="tensorized")
     a, x, b, y = (torch.from_numpy(z)[None] for z in (p.a, p.x, p.b, p.y))
     with torch.no_grad():
-        seconds, (f, g) = timed(lambda: loss(a, x, b, y))
+        span, (f, g) = milliseconds(lambda: loss(a, x, b, y))
     f, g = 2 * f.numpy().ravel(), 2 * g.numpy().ravel()  # its cost is half the squared distance
-    return seconds, certified_gap(p, *entropic(p, f, g, 2 * blur**2))
+    return span, certified_gap(p, *entropic(p, f, g, 2 * blur**2))
 
 
 def ott_jax(p: Problem, eps: float) -> tuple[float, float]:
@@ -157,10 +157,10 @@ def ott_jax(p: Problem, eps: float) -> tuple[float, float]:
         )
     )
     jax.block_until_ready(solver(C, a, b).f)  # compilation is off the clock
-    seconds, found = timed(lambda: jax.block_until_ready(solver(C, a, b)))
+    span, found = milliseconds(lambda: jax.block_until_ready(solver(C, a, b)))
     f, g = np.asarray(found.f, float), np.asarray(found.g, float)
     log_plan = (f[:, None] + g - p.C) / eps  # OTT's potentials carry the weights
-    return seconds, certified_gap(p, np.exp(log_plan), g - eps * np.log(p.b))
+    return span, certified_gap(p, np.exp(log_plan), g - eps * np.log(p.b))
 
 
 SOLVERS: dict[str, tuple[Callable, tuple]] = {
@@ -175,12 +175,6 @@ SOLVERS: dict[str, tuple[Callable, tuple]] = {
 }
 MODULES = {"GeomLoss": "geomloss", "OTT-JAX": "ott"}
 EXACT = ("ipot, exact", "ot.emd")
-
-
-def timed(function: Callable[[], object]) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = function()
-    return time.perf_counter() - started, result
 
 
 def measure(config: Config) -> Iterator[dict]:
@@ -205,8 +199,8 @@ def measure(config: Config) -> Iterator[dict]:
                     for setting in settings:
                         # Small problems repeat, so that the first call's set-up does not count.
                         runs = [solver(p, setting) for _ in range(3 if n <= 1024 else 1)]
-                        seconds, gap = min(runs)
-                        spent = max(spent, seconds)
+                        span, gap = min(runs)
+                        spent = max(spent, span / 1e3)
                         yield {
                             "d": d,
                             "n": n,
@@ -214,7 +208,7 @@ def measure(config: Config) -> Iterator[dict]:
                             "seed": seed,
                             "solver": name,
                             "setting": setting or "",
-                            "seconds": seconds,
+                            "seconds": span / 1e3,
                             "gap": max(gap, 0.0),
                         }
                     if spent > config.limit and name not in EXACT:
