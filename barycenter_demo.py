@@ -1,15 +1,22 @@
-"""Barycenters of two histograms: L2, Sinkhorn, debiased Sinkhorn and IPOT beside the exact one.
+"""Barycenters of densities, images and shapes, and colour transfer, IPOT beside Sinkhorn.
 
-    python barycenter_demo.py
+    python barycenter_demo.py                      four panels, under two minutes
+    python barycenter_demo.py --panels line        one of them: line, images, shapes or colours
 
-The inputs are those of the published IPOT demo, scaled to mass 1: two bumps, and one wider bump, on
-100 bins with squared distance. The barycenter q minimises sum_k weights_k W(q, p_k). Sinkhorn's is
-blurred by its regularisation; IPOT's and the debiased one are not. The exact one is a vertex of the
-linear programme: among many barycenters as good to a few digits, a spiky one.
+The barycenter q of histograms p_k minimises sum_k weights_k W(q, p_k). Sinkhorn's is blurred by its
+regularisation, the debiased one less, IPOT's is not.
+
+line     the pair of the published IPOT demo, with what each method's objective is above the proven
+         optimum
+images   nested ellipses and handwritten digits on a grid of pixels, without a cost matrix
+shapes   what lies between four shapes: one call for all mixtures of them
+colours  one picture in the colours of another, by plans for each channel and for whole colours
 """
 
 import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,23 +24,45 @@ import matplotlib.pyplot as plt
 import numpy as np
 import ot
 import tyro
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from sklearn.datasets import load_digits, load_sample_images
+from tqdm import tqdm
 
 import ipot
-from generative.checkpoints import new_run_folder
+from generative.checkpoints import new_run_folder, written_whole
 from generative.plots import has_display, save_figure
+
+INK = "gray_r"  # dark mass on white
 
 
 @dataclass
 class Config:
     """Settings; edit them here or override them on the command line."""
 
-    weight: float = 0.5  # weight of the second histogram; the first one has the rest
-    beta: float = 0.1  # IPOT's step, in units of the largest cost
-    iterations: int = 1000  # IPOT iterations
-    reg: float = 0.001  # regularisation of both Sinkhorn barycenters, in the same units
-    bins: int = 100  # bins of the histograms; the exact barycenter takes minutes above 200
+    panels: tuple[str, ...] = ("line", "images", "shapes", "colours")  # which to make
+    weight: float = 0.5  # line: weight of the second histogram; the first one has the rest
+    bins: int = 100  # line: bins of the histograms
+    beta: float = 0.1  # line: step of Algorithm 2, in units of the largest cost
+    iterations: int = 1000  # line: iterations of Algorithm 2; barycenter() takes a tenth
+    reg: float = 0.001  # line: regularisation of both Sinkhorns, in the same units
+    size: int = 64  # images and shapes: pixels on a side
+    ellipses: int = 30  # images: pictures of nested ellipses
+    digits: int = 12  # images: pictures of each handwritten digit
+    image_reg: float = 0.004  # images: Sinkhorn's regularisation, for a side of length 1
+    debiased_reg: float = 0.01  # images: debiased Sinkhorn's; where smaller, POT's underflows
+    image_iterations: int = 120  # images and shapes: IPOT's iterations; Sinkhorn's take 500
+    mixtures: int = 7  # shapes: mixtures along a side of the square
+    pixels: int = 1500  # colours: pixels of each picture that the plans are made for
+    colour_reg: float = 0.01  # colours: Sinkhorn's regularisation, for channels from 0 to 1
+    seed: int = 0  # of ellipses, places of digits and choice of pixels
     output_dir: str = "outputs"  # a folder of its own is made in here
-    show: bool = True  # show the figure where there is a display
+    show: bool = True  # show the figures where there is a display
+
+
+# ------------------------------------------------------------------------------------------ line
 
 
 def published_pair(bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,12 +77,12 @@ def published_pair(bins: int) -> tuple[np.ndarray, np.ndarray]:
     return A / A.sum(0), M / M.max()
 
 
-def barycenters(
+def line_barycenters(
     A: np.ndarray, M: np.ndarray, config: Config
 ) -> dict[str, tuple[np.ndarray, float]]:
     """For each method the barycenter (bins,), of mass 1, and the seconds it took."""
     weights = np.array([1 - config.weight, config.weight])
-    reg = config.reg
+    reg, few = config.reg, max(config.iterations // 10, 1)
     methods = {
         "L2 (mean)": lambda: A @ weights,
         f"Sinkhorn, reg {reg:g}": lambda: ot.bregman.barycenter(
@@ -62,37 +91,40 @@ def barycenters(
         f"debiased Sinkhorn, reg {reg:g}": lambda: ot.bregman.barycenter_debiased(
             A, M, reg, weights=weights, method="sinkhorn_log", numItermax=2000, warn=False
         ),
-        f"IPOT, beta {config.beta:g}": lambda: ipot.ipot_barycenter(
-            A, M, config.beta, weights, config.iterations
+        f"IPOT-WB, beta {config.beta:g}, {config.iterations} iterations": lambda: (
+            ipot.ipot_barycenter(A, M, config.beta, weights, config.iterations)
         ),
-        "exact (LP)": lambda: ot.lp.barycenter(A, M, weights),
+        f"ipot.barycenter, {few} iterations": lambda: (
+            ipot.barycenter(A, M, weights, max_iter=few).histogram
+        ),
+        "ipot.barycenter, exact": lambda: ipot.barycenter(A, M, weights, exact=True).histogram,
     }
     found = {}
-    for name, method in methods.items():
+    for name, method in tqdm(methods.items(), desc="line", leave=False):
         started = time.perf_counter()
         q = np.maximum(method(), 0)
         found[name] = (q / q.sum(), time.perf_counter() - started)
     return found
 
 
-def objective(q: np.ndarray, A: np.ndarray, M: np.ndarray, weight: float) -> float:
+def objective(q: np.ndarray, A: np.ndarray, M: np.ndarray, weights: np.ndarray) -> float:
     """sum_k weights_k W(q, p_k), by POT's linear programme."""
-    first, second = (ot.emd2(q, p / p.sum(), M, numItermax=10**6) for p in A.T)
-    return (1 - weight) * first + weight * second
+    return sum(w * ot.emd2(q, p / p.sum(), M, numItermax=10**6) for w, p in zip(weights, A.T))
 
 
-def table(found: dict, A: np.ndarray, M: np.ndarray, config: Config) -> str:
-    """Objective of each method above the exact one's, relative; and its time."""
-    values = {name: objective(q, A, M, config.weight) for name, (q, _) in found.items()}
-    best = values["exact (LP)"]
-    rows = [f"{'barycenter':32s} objective   above exact   seconds"]
-    for name, (_, seconds) in found.items():
-        above = "" if name == "exact (LP)" else f"{values[name] / best - 1:.1e}"
-        rows.append(f"{name:32s} {values[name]:.6f}    {above:>11s}   {seconds:7.3f}")
+def line_table(found: dict, A: np.ndarray, M: np.ndarray, config: Config) -> str:
+    """Objective of each method, and how far above the proven lower bound it is, relative to it."""
+    weights = np.array([1 - config.weight, config.weight])
+    bound = float(ipot.barycenter(A, M, weights, exact=True).lower_bound)
+    rows = [f"{'barycenter':40s} objective   certified gap   seconds"]
+    for name, (q, seconds) in found.items():
+        value = objective(q, A, M, weights)
+        gap = max(value / bound - 1, 0.0)
+        rows.append(f"{name:40s} {value:.6f}    {gap:13.1e}   {seconds:7.3f}")
     return "\n".join(rows)
 
 
-def figure(found: dict, A: np.ndarray) -> plt.Figure:
+def line_figure(found: dict, A: np.ndarray) -> Figure:
     """The inputs above, the barycenters below."""
     x = np.arange(len(A)) * 100 / len(A)
     fig, (top, bottom) = plt.subplots(
@@ -101,13 +133,15 @@ def figure(found: dict, A: np.ndarray) -> plt.Figure:
     for p, color, name in zip(A.T, ("#475569", "#94a3b8"), ("first input", "second input")):
         top.fill_between(x, p, color=color, alpha=0.6, linewidth=0, label=name)
     top.set_title("Inputs", loc="left")
-    styles = iter((("#94a3b8", "-."), ("#ea580c", "-"), ("#16a34a", "--"), ("#2f86c1", "-")))
+    styles = iter(
+        (("#94a3b8", "-."), ("#ea580c", "-"), ("#16a34a", "--"), ("#2f86c1", "-"), ("#7c3aed", ":"))
+    )
     for name, (q, _) in found.items():
-        if name == "exact (LP)":
+        if name.endswith("exact"):
             bottom.fill_between(x, q, color="0.85", linewidth=0, label=name, zorder=0)
         else:
-            color, line = next(styles)
-            bottom.plot(x, q, color=color, linestyle=line, linewidth=1.8, label=name)
+            color, style = next(styles)
+            bottom.plot(x, q, color=color, linestyle=style, linewidth=1.8, label=name)
     bottom.set_title("Barycenters", loc="left")
     bottom.set_xlabel("position")
     for panel in (top, bottom):
@@ -118,6 +152,268 @@ def figure(found: dict, A: np.ndarray) -> plt.Figure:
     return fig
 
 
+def make_line(config: Config, folder: Path) -> None:
+    A, M = published_pair(config.bins)
+    found = line_barycenters(A, M, config)
+    print(line_table(found, A, M, config))
+    save_figure(line_figure(found, A), folder / "barycenters.png")
+
+
+# ---------------------------------------------------------------------------------------- images
+
+
+def nested_ellipses(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures (size, size, count) of nested ellipses of random centre, axes and rotation."""
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
+    pictures = np.zeros((size, size, count))
+    for k in range(count):
+        cx, cy = rng.uniform(-0.12, 0.12, 2)
+        angle = rng.uniform(0, np.pi)
+        u = np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)
+        v = np.cos(angle) * (y - cy) - np.sin(angle) * (x - cx)
+        for smallest, largest in ((0.2, 0.35), (0.07, 0.15)):
+            a, b = rng.uniform(smallest, largest, 2)
+            outside = (np.hypot(u / a, v / b) - 1) * min(a, b)  # about the distance to the curve
+            pictures[..., k] += np.exp(-((outside / 0.012) ** 2))
+    return pictures
+
+
+def scattered_digits(digit: int, count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures (size, size, count) of a handwritten digit, each scaled and shifted at random."""
+    data = load_digits()
+    chosen = rng.choice(np.flatnonzero(data.target == digit), count, replace=False)
+    pictures = np.zeros((size, size, count))
+    for k, number in enumerate(chosen):
+        side = int(size * rng.uniform(0.4, 0.65))
+        scaled = ndimage.zoom(
+            data.images[number], side / 8, order=3, grid_mode=True, mode="nearest"
+        )
+        row, column = rng.integers(0, size - len(scaled) + 1, 2)
+        place = slice(row, row + len(scaled)), slice(column, column + len(scaled))
+        pictures[(*place, k)] = scaled.clip(0) * (scaled > 2)
+    return pictures
+
+
+def image_barycenters(A: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+    """Barycenters (size, size) of pictures (size, size, K) by each method."""
+    pictures = np.ascontiguousarray(np.moveaxis(A / A.sum((0, 1)), -1, 0))
+    options = {"numItermax": 500, "warn": False}
+    found = {
+        "Sinkhorn": ot.bregman.convolutional_barycenter2d(pictures, config.image_reg, **options),
+        "debiased": ot.bregman.convolutional_barycenter2d_debiased(
+            pictures, config.debiased_reg, **options
+        ),
+        "IPOT": ipot.barycenter(
+            A, grid=1 / (config.size - 1), max_iter=config.image_iterations
+        ).histogram,
+    }
+    return {name: q / q.sum() for name, q in found.items()}
+
+
+def sharpness(q: np.ndarray) -> tuple[float, float]:
+    """Entropy in nats, smaller is sharper; total variation times the side, larger is sharper."""
+    mass = q[q > 0]
+    variation = abs(np.diff(q, axis=0)).sum() + abs(np.diff(q, axis=1)).sum()
+    return float(-(mass * np.log(mass)).sum()), float(len(q) * variation)
+
+
+def image_table(found: list[tuple[str, dict[str, np.ndarray]]]) -> str:
+    rows = [f"{'pictures':12s} {'barycenter':12s} entropy   total variation"]
+    for title, barycenters in found:
+        for name, q in barycenters.items():
+            entropy, variation = sharpness(q)
+            rows.append(f"{title:12s} {name:12s} {entropy:7.3f}   {variation:15.1f}")
+    return "\n".join(rows)
+
+
+def image_figure(
+    ellipses: np.ndarray, of_ellipses: dict, digits: list[np.ndarray], of_digits: list[dict]
+) -> Figure:
+    """Three of the ellipses and their barycenters; a picture and the barycenters of each digit."""
+    methods = list(of_ellipses)
+    fig = plt.figure(figsize=(11, 7), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 2.3))
+    columns = top.subplots(1, 6)
+    for k, axes in enumerate(columns[:3]):
+        axes.imshow(ellipses[..., k], cmap=INK)
+        axes.set_title(f"input {k + 1} of {ellipses.shape[-1]}", fontsize=10)
+    for name, axes in zip(methods, columns[3:]):
+        axes.imshow(of_ellipses[name], cmap=INK)
+        axes.set_title(f"{name}\nentropy {sharpness(of_ellipses[name])[0]:.2f}", fontsize=10)
+    rows = bottom.subplots(1 + len(methods), len(digits), squeeze=False)
+    for k, (inputs, barycenters) in enumerate(zip(digits, of_digits)):
+        for axes, q in zip(rows[:, k], (inputs[..., 0], *barycenters.values())):
+            axes.imshow(q, cmap=INK)
+    for axes, name in zip(rows[:, 0], (f"one of {digits[0].shape[-1]}", *methods)):
+        axes.set_ylabel(name)
+    for axes in (*columns, *rows.ravel()):
+        axes.set(xticks=[], yticks=[])
+    return fig
+
+
+def make_images(config: Config, folder: Path) -> None:
+    rng = np.random.default_rng(config.seed)
+    ellipses = nested_ellipses(config.ellipses, config.size, rng)
+    digits = [scattered_digits(k, config.digits, config.size, rng) for k in range(10)]
+    progress = tqdm((ellipses, *digits), desc="images", leave=False)
+    of_ellipses, *of_digits = (image_barycenters(A, config) for A in progress)
+    titles = ("ellipses", *(f"digit {k}" for k in range(10)))
+    print(image_table(list(zip(titles, (of_ellipses, *of_digits)))))
+    save_figure(image_figure(ellipses, of_ellipses, digits, of_digits), folder / "images.png")
+
+
+# ---------------------------------------------------------------------------------------- shapes
+
+
+def four_shapes(size: int) -> np.ndarray:
+    """Pictures (size, size, 4) of a disc, a ring, a heart and a cross, softened at the edge."""
+    y, x = -(np.mgrid[:size, :size] / (size - 1) - 0.5) * [[[2.6]], [[-2.6]]]
+    radius = np.hypot(x, y)
+    heart = (x**2 + (y + 0.1) ** 2 - 0.6) ** 3 - 1.6 * x**2 * (y + 0.1) ** 3
+    cross = (np.minimum(abs(x), abs(y)) < 0.25) & (np.maximum(abs(x), abs(y)) < 0.95)
+    shapes = (radius < 0.85, (radius < 1) & (radius > 0.62), heart < 0, cross)
+    return np.stack([ndimage.gaussian_filter(shape.astype(float), 0.6) for shape in shapes], -1)
+
+
+def corner_weights(count: int) -> np.ndarray:
+    """Weights (count, count, 4) of the corners, bilinear over a square."""
+    t = np.linspace(0, 1, count)
+    along, down = np.stack([1 - t, t], 1), np.stack([1 - t, t], 1)
+    return (down[:, None, :, None] * along[None, :, None, :]).reshape(count, count, 4)
+
+
+def around(count: int) -> Iterator[tuple[int, int]]:
+    """The places on the border of a square, clockwise."""
+    last = count - 1
+    yield from ((0, k) for k in range(last))
+    yield from ((k, last) for k in range(last))
+    yield from ((last, last - k) for k in range(last))
+    yield from ((last - k, 0) for k in range(last))
+
+
+def make_shapes(config: Config, folder: Path) -> None:
+    A, weights = four_shapes(config.size), corner_weights(config.mixtures)
+    between = np.stack(
+        [
+            ipot.barycenter(
+                A, weights=row, grid=1 / (config.size - 1), max_iter=config.image_iterations
+            ).histogram
+            for row in tqdm(weights, desc="shapes", leave=False)
+        ]
+    )
+    brightness = between / between.max((-2, -1), keepdims=True)
+    fig, panels = plt.subplots(
+        *(config.mixtures,) * 2, figsize=(8, 8), gridspec_kw={"wspace": 0, "hspace": 0}
+    )
+    for axes, picture in zip(panels.ravel(), brightness.reshape(-1, *A.shape[:2])):
+        axes.imshow(picture, cmap="magma")
+        axes.set_axis_off()
+    fig.subplots_adjust(0, 0, 1, 1)
+    save_figure(fig, folder / "shapes.png")
+
+    colours = plt.get_cmap("magma")
+    frames = [
+        Image.fromarray((255 * colours(brightness[place])[..., :3]).astype(np.uint8)).resize(
+            (256, 256), Image.Resampling.BICUBIC
+        )
+        for place in around(config.mixtures)
+    ]
+    durations = [600 if k % (config.mixtures - 1) == 0 else 120 for k in range(len(frames))]
+    with written_whole(folder / "shapes.gif") as temporary:
+        frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
+
+
+# --------------------------------------------------------------------------------------- colours
+
+
+def sample_pictures() -> tuple[np.ndarray, np.ndarray]:
+    """A temple in China and a flower, (height, width, 3), channels from 0 to 1."""
+    china, flower = load_sample_images().images
+    return china / 255, flower / 255
+
+
+def by_channel(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Each channel of the pixels (N, 3) given the distribution of the target's (M, 3).
+
+    A plan between points on a line is monotone; to all pixels at once, not to a sample.
+    """
+    result = np.empty_like(source)
+    for k in range(3):
+        values, inverse = np.unique(source[:, k], return_inverse=True)
+        other, counts = np.unique(target[:, k], return_counts=True)
+        plan = ipot.solve_sample(
+            values[:, None],
+            other[:, None],
+            np.bincount(inverse) / len(source),
+            counts / len(target),
+            exact=True,
+        ).plan
+        result[:, k] = ((plan @ other) / plan.sum(1))[inverse]
+    return result
+
+
+def by_colour(
+    source: np.ndarray, target: np.ndarray, plan: Callable, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The pixels (N, 3) moved as the nearest of a sample is moved by its plan, on average."""
+    x = source[rng.choice(len(source), count, replace=False)]
+    y = target[rng.choice(len(target), count, replace=False)]
+    P = plan(x, y)
+    shift = (P @ y) / P.sum(1, keepdims=True) - x
+    distance, nearest = cKDTree(x).query(source, k=4)
+    nearness = 1 / (distance + 1e-3)
+    nearness /= nearness.sum(1, keepdims=True)
+    return (source + np.einsum("ij,ijk->ik", nearness, shift[nearest])).clip(0, 1)
+
+
+def make_colours(config: Config, folder: Path) -> None:
+    def exact(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return ipot.solve_sample(x, y, exact=True).plan
+
+    def entropic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        uniform = np.full(len(x), 1 / len(x))
+        return ot.sinkhorn(uniform, uniform, ot.dist(x, y), config.colour_reg, warn=False)
+
+    pictures = sample_pictures()
+    china, flower = (picture.reshape(-1, 3) for picture in pictures)
+
+    def rng() -> np.random.Generator:  # the same pixels for every method
+        return np.random.default_rng(config.seed)
+
+    methods = {
+        "IPOT, each channel": by_channel,
+        "IPOT, RGB": lambda x, y: by_colour(x, y, exact, config.pixels, rng()),
+        f"Sinkhorn, RGB, reg {config.colour_reg:g}": lambda x, y: by_colour(
+            x, y, entropic, config.pixels, rng()
+        ),
+    }
+    fig, panels = plt.subplots(2, 4, figsize=(13, 4.7), layout="constrained")
+    for row, source, target, shape in zip(
+        panels, (china, flower), (flower, china), (picture.shape for picture in pictures)
+    ):
+        results = {"original": source}
+        for name, method in tqdm(methods.items(), desc="colours", leave=False):
+            results[name] = method(source, target)
+        for axes, (name, result) in zip(row, results.items()):
+            axes.imshow(result.reshape(shape))
+            axes.set_title(name, fontsize=10)
+            axes.set_axis_off()
+    save_figure(fig, folder / "colours.png")
+
+
+# ------------------------------------------------------------------------------------------- run
+
+
+PANELS = {
+    "line": make_line,
+    "images": make_images,
+    "shapes": make_shapes,
+    "colours": make_colours,
+}
+
+
 def check(config: Config) -> None:
     """Refuse settings that cannot work.
 
@@ -126,26 +422,35 @@ def check(config: Config) -> None:
     ValueError
         With the field, what it got and what it accepts.
     """
+    unknown = [name for name in config.panels if name not in PANELS]
+    if unknown or not config.panels:
+        raise ValueError(f"panels: got {config.panels}; accepts {', '.join(PANELS)}")
     if not 0 < config.weight < 1:
         raise ValueError(f"weight: got {config.weight}; accepts numbers between 0 and 1")
-    for name in ("beta", "reg"):
+    for name in ("beta", "reg", "image_reg", "debiased_reg", "colour_reg"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name}: got {getattr(config, name)}; accepts numbers above 0")
-    for name, low in (("iterations", 1), ("bins", 10)):
+    lowest = {"iterations": 1, "bins": 10, "size": 16, "ellipses": 3, "digits": 1}
+    lowest |= {"image_iterations": 1, "mixtures": 2, "pixels": 10, "seed": 0}
+    for name, low in lowest.items():
         if getattr(config, name) < low:
             raise ValueError(f"{name}: got {getattr(config, name)}; accepts integers from {low} up")
+    if config.digits > 174:
+        raise ValueError(
+            f"digits: got {config.digits}; accepts integers up to 174, those there are"
+        )
 
 
 def run(config: Config) -> Path:
-    """Print the table, make the figure in a new folder and return the folder."""
+    """Print the tables, make the figures in a new folder and return the folder."""
     check(config)
     folder = new_run_folder(config.output_dir, "barycenter")
     print(f"Writing to {folder}")
-    A, M = published_pair(config.bins)
-    found = barycenters(A, M, config)
-    print(table(found, A, M, config))
-    save_figure(figure(found, A), folder / "barycenters.png")
-    print(f"See {folder / 'barycenters.png'}")
+    for name in config.panels:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="ot")  # of peers that have not converged
+            PANELS[name](config, folder)
+    print("See " + ", ".join(str(path) for path in sorted(folder.iterdir())))
     return folder
 
 

@@ -69,7 +69,7 @@ _FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
 _SMALL = 300**2  # problems with fewer arcs go to the network simplex as they are
 _SWEEPS = 2  # in a stage of annealing
-_BINS = 2048  # up to which a barycenter is certified by optimal plans
+_BINS = 512  # up to which a barycenter is certified by optimal plans
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
 _ARCS = 6  # of each row for the sparse problem, times the number of others that it sees
 _OPTIMAL = 1  # POT's result code
@@ -381,9 +381,9 @@ class Barycenter:
         Non-negative, of mass 1.
     value : array, shape (...)
         sum_k weights_k <P_k, M> for plans P_k between the histogram and the inputs, in units of
-        cost: an upper bound on the histogram's objective, and equal to it up to 2,048 bins. With
-        torch inputs that require gradients, `value.backward()` gives the envelope gradient in A and
-        in the weights; in M there is none.
+        cost: an upper bound on the histogram's objective; equal to it up to 512 bins, and with
+        `exact`. With torch inputs that require gradients, `value.backward()` gives the envelope
+        gradient in A and in the weights; in M there is none.
     lower_bound : array, shape (...)
         Dual value of the potentials: no histogram has a smaller objective.
     gap : array, shape (...)
@@ -447,7 +447,7 @@ def barycenter(
         each, of the same inputs.
     grid : float or tuple of floats
         Spacing of a regular grid of one to three axes, one number or one for each: the cost is the
-        squared Euclidean distance, and no n x n matrix is formed beyond 2,048 bins.
+        squared Euclidean distance, and no n x n matrix is formed beyond 512 bins.
     beta : float, optional
         First proximal step in units of the cost. None takes its range.
     max_iter : int

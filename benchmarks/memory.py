@@ -68,18 +68,18 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _run(function, n: int, pipe) -> None:
-    function(400)  # libraries loaded, by the way that larger problems take too
+def _run(function, n: int, warm_up: int, pipe) -> None:
+    function(warm_up)  # libraries loaded, by the way that larger problems take too
     before, started = _peak(), time.perf_counter()
     gap, sweeps = function(n)
     pipe.send((time.perf_counter() - started, _peak() - before, gap, sweeps))
 
 
-def measured(function, n: int) -> tuple[float, float, float, int]:
+def measured(function, n: int, warm_up: int = 400) -> tuple[float, float, float, int]:
     """Seconds, megabytes, gap and sweeps of a run in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(function, n, sending))
+    process = context.Process(target=_run, args=(function, n, warm_up, sending))
     process.start()
     sending.close()
     result = receiving.recv()
