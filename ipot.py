@@ -2273,13 +2273,14 @@ def _solve_programme(
         (scipy.sparse.block_diag(blocks), -scipy.sparse.vstack([both] * len(used))), format="csc"
     )
     right = np.concatenate([np.concatenate((np.zeros(n), p[k])) for k in used])
-    found = scipy.optimize.linprog(
-        np.concatenate((*costs, np.zeros(n))),
-        A_eq=matrix,
-        b_eq=right,
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-    )
+    programme = {"A_eq": matrix, "b_eq": right, "method": "highs"}
+    options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    objective = np.concatenate((*costs, np.zeros(n)))
+    found = scipy.optimize.linprog(objective, options=options, **programme)
+    if found.status != 0:  # presolve takes masses near 1e-12 for contradictions
+        found = scipy.optimize.linprog(
+            objective, options=options | {"presolve": False}, **programme
+        )
     if found.status != 0:
         raise RuntimeError(
             f"HiGHS did not solve the barycenter's linear programme: {found.message}"
