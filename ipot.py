@@ -715,8 +715,11 @@ class _Problem:
 
     @property
     def rounding(self) -> Tensor:
-        """How small a gap the dtype can tell from zero."""
-        eps = 4 * torch.finfo(self.dtype).eps + 32 * _EPS
+        """How small a gap the dtype can tell from zero.
+
+        Two potentials, up to twice the cost, and two bounds are rounded outwards.
+        """
+        eps = 8 * torch.finfo(self.dtype).eps + 32 * _EPS
         return eps * self.largest + torch.finfo(self.dtype).tiny
 
     @property
