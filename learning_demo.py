@@ -2,13 +2,13 @@
 
     python learning_demo.py
     python learning_demo.py --data-type mixture --seed 1
+    python learning_demo.py --objective wgan-gp --data-type mixture
     python learning_demo.py --resume outputs/mixture
 
 Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
 the generator turns noise into points x, IPOT finds the cheapest plan P that moves them onto a
-minibatch y of the target, and the gradient of the transport cost, 2 (x_i / n - sum_j P_ij y_j) for
-each point (envelope theorem: the plan counts as constant; Theorem B.1 of the IPOT paper), trains
-the generator.
+minibatch y of the target, and the gradient of the transport cost trains the generator. Other
+objectives are there to compare; each is a short file in generative/objectives.
 """
 
 import csv
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
-import ipot
 from generative import plots
 from generative.checkpoints import (
     load_checkpoint,
@@ -35,6 +34,7 @@ from generative.checkpoints import (
     written_whole,
 )
 from generative.metrics import wasserstein_distances
+from generative.objectives import OBJECTIVES
 from generative.targets import TARGETS
 
 
@@ -50,10 +50,18 @@ class Config:
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
 
+    objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan or wgan-gp
     steps_per_epoch: int = 2  # minibatches, and so updates of the generator, in a round
     num_proximal: int = 50  # IPOT iterations for each plan
     target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
-    z_dim: int = 2  # dimensions of the noise, uniform in [-1, 1]
+    reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance
+    debiased: bool = True  # whether sinkhorn's cost is debiased; plain, its samples shrink
+    n_critic: int = 5  # steps of a critic for each of the generator
+    clip: float = 0.01  # wgan: largest weight of the critic
+    penalty: float = 0.1  # wgan-gp: weight of the penalty on the critic's slope
+    c_dim: int = 128  # width of a critic's hidden layers
+    latent: str = "uniform"  # noise: uniform in [-1, 1] or gaussian
+    z_dim: int = 2  # dimensions of the noise
     x_dim: int = 1  # dimensions of a sample; the targets here have 1
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half
     average: float = 0.98  # decay per round of the average of weights that samples are drawn with
@@ -99,29 +107,6 @@ class Generator(nn.Module):
         return self.mean + self.std * self.layers(z)
 
 
-def transport_step(
-    generator: Generator, optimizer: torch.optim.Optimizer, z: Tensor, y: Tensor, config: Config
-) -> Tensor:
-    """One update of the generator; returns the squared W2 distance between the two minibatches."""
-    x = generator(z)
-    cost = _squared_distances(x.detach(), y)
-    # The same plan as for the cost scaled to [0, 1], whose step is config.beta.
-    beta = config.beta * cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
-    transport = ipot.solve(cost, beta=beta, max_iter=config.num_proximal)
-    # mean ||x_i - n sum_j P_ij y_j||^2, destinations held fixed, has the envelope gradient.
-    destination = len(x) * (transport.plan @ y)
-    loss = (x - destination).square().sum(1).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return transport.value
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    cost = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
-    return cost.add_(x.square().sum(1, keepdim=True)).clamp_min_(0)
-
-
 class Training:
     """All state of a run: what a checkpoint holds and an update changes."""
 
@@ -136,26 +121,34 @@ class Training:
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.lr, fused=True)
+        self.updates = 0  # of the generator
+        self.position = 0  # in the data set
+        self.objective = OBJECTIVES[config.objective](config, self.generator, self)
         self.epoch = 0
         self.seconds = 0.0
-        self.losses: list[Tensor] = []  # since the last row of the history
+        self.logged: list[dict[str, Tensor]] = []  # since the last row of the history
         self.history: list[dict] = []
         self.frames: list[list[float]] = []  # histograms, one for each row of the history
 
-    def noise(self, n: int, rng: torch.Generator) -> Tensor:
+    def noise(self, n: int | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Noise (n, z_dim); a minibatch of the training if nothing is said."""
+        n, rng = n or self.config.batchsize, rng or self.rng
+        if self.config.latent == "gaussian":
+            return torch.randn(n, self.config.z_dim, generator=rng, device=self.device)
         return 2 * torch.rand(n, self.config.z_dim, generator=rng, device=self.device) - 1
 
+    def points(self) -> Tensor:
+        """The next minibatch of the data set, which is walked through again and again."""
+        count = self.config.target_batchsize or self.config.batchsize
+        index = (self.position + torch.arange(count, device=self.device)) % len(self.data)
+        self.position += count
+        return self.data[index]
+
     def run_epoch(self) -> None:
-        """`steps_per_epoch` updates on minibatches that walk through the data set."""
-        size = self.config.batchsize
-        count = self.config.target_batchsize or size
-        for step in range(self.config.steps_per_epoch):
-            start = (self.epoch * self.config.steps_per_epoch + step) * count
-            index = (start + torch.arange(count, device=self.device)) % len(self.data)
-            z = self.noise(size, self.rng)
-            loss = transport_step(self.generator, self.optimizer, z, self.data[index], self.config)
-            self.losses.append(loss)
+        """`steps_per_epoch` updates of the generator."""
+        for _ in range(self.config.steps_per_epoch):
+            self.logged.append(self.objective.update(self))
+            self.updates += 1
         self.averaged.update_parameters(self.generator)
         self.epoch += 1
 
@@ -178,18 +171,28 @@ class Training:
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
+        means = {
+            name: float(torch.stack([step[name] for step in self.logged]).mean())
+            for name in self.logged[0]
+        }
+        self.logged.clear()
+        for name, mean in means.items():
+            if not abs(mean) < 1e9:
+                raise ValueError(f"{name} went to {mean:.3g}")
         x, y, _ = self.sample(20000, seed=2)
+        if not bool(x.isfinite().all()):
+            raise ValueError("samples are no longer finite")
         w1, w2 = wasserstein_distances(x, y)
-        loss = float(torch.stack(self.losses).mean())
-        self.losses.clear()
-        self.history.append({"epoch": self.epoch, "loss": loss, "w1": w1, "w2": w2})
+        self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
         self.frames.append(plots.histogram(x.cpu().numpy(), self.target).tolist())
 
     def state(self) -> dict:
         return {
             "generator": self.generator.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "updates": self.updates,
+            "position": self.position,
             "rng": self.rng.get_state(),
             "device": self.device.type,
             "epoch": self.epoch,
@@ -207,7 +210,8 @@ class Training:
             )
         self.generator.load_state_dict(state["generator"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.updates, self.position = state["updates"], state["position"]
         self.rng.set_state(state["rng"].cpu())
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.frames = state["history"], state["frames"]
@@ -249,16 +253,20 @@ def _fit(run: Training, folder: Path) -> dict:
     started = time.perf_counter() - run.seconds
     with tqdm(total=config.epochs, initial=run.epoch, unit="epoch") as progress:
         while run.epoch < config.epochs:
+            epoch = run.epoch + 1
+            at_figure = epoch % config.plot_interval == 0 or epoch == config.epochs
+            look = at_figure or epoch % max(1, config.plot_interval // 5) == 0
             try:
                 run.run_epoch()
-            except ValueError as error:  # of the solver: samples that are no longer finite
+                if look:
+                    run.evaluate()
+            except ValueError as error:  # also the solver's: samples that are no longer finite
                 raise ValueError(
-                    f"training broke down in epoch {run.epoch + 1} ({error}); try a smaller lr"
+                    f"training broke down in epoch {epoch} ({error}); try a smaller lr. "
+                    f"The last checkpoint, if there is one, stays in {folder}"
                 ) from None
             progress.update()
-            at_figure = run.epoch % config.plot_interval == 0 or run.epoch == config.epochs
-            if at_figure or run.epoch % max(1, config.plot_interval // 5) == 0:
-                run.evaluate()
+            if look:
                 row = run.history[-1]
                 progress.set_postfix(loss=f"{row['loss']:.4f}", W1=f"{row['w1']:.4f}")
                 fit.show(run.frames[-1], _title(config, row))
@@ -329,6 +337,7 @@ def _open_run(config: Config) -> tuple[Config, Path]:
     """Checked settings and the folder to work in."""
     if not config.resume:
         check(config)
+        config = with_published(config)
         return config, new_run_folder(config.output_dir, config.data_type)
     saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
@@ -344,6 +353,19 @@ def _open_run(config: Config) -> tuple[Config, Path]:
             f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
         )
     return config, Path(config.resume)
+
+
+def with_published(config: Config) -> Config:
+    """The settings that the objective's authors use, for fields left at their defaults."""
+    changes = {
+        name: value
+        for name, value in OBJECTIVES[config.objective].published.items()
+        if getattr(config, name) == getattr(Config, name)
+    }
+    if changes:
+        told = ", ".join(f"{name} {value}" for name, value in changes.items())
+        print(f"As its authors do, {config.objective} takes {told} unless you say otherwise")
+    return dataclasses.replace(config, **changes)
 
 
 def saved_config(folder: str) -> Config:
@@ -374,6 +396,10 @@ def check(config: Config) -> None:
     """
     if config.data_type not in TARGETS:
         raise ValueError(f"data_type: got {config.data_type!r}; accepts {', '.join(TARGETS)}")
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
+    if config.latent not in ("uniform", "gaussian"):
+        raise ValueError(f"latent: got {config.latent!r}; accepts uniform, gaussian")
     least = {
         "data_size": 2,
         "batchsize": 2,
@@ -382,6 +408,8 @@ def check(config: Config) -> None:
         "steps_per_epoch": 1,
         "num_proximal": 1,
         "target_batchsize": 0,
+        "n_critic": 1,
+        "c_dim": 1,
         "z_dim": 1,
         "x_dim": 1,
         "g_dim": 2,
@@ -391,12 +419,18 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
-    for name, low, high in (("lr", 0, 1e6), ("beta", 1e-9, 1e9)):
+    positive = {"lr": 0, "beta": 1e-9, "reg": 1e-9, "clip": 0, "penalty": 0}
+    for name, low in positive.items():
+        high = 1e9 if low else 1e6
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or not low < value < high:
             raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")
     if not isinstance(config.average, (int, float)) or not 0 <= config.average < 1:
         raise ValueError(f"average: got {config.average!r}; accepts numbers from 0 to below 1")
+    if config.target_batchsize and OBJECTIVES[config.objective].one_size:
+        raise ValueError(
+            f"target_batchsize: got {config.target_batchsize}; {config.objective} accepts 0"
+        )
     if config.x_dim != 1:
         raise ValueError(f"x_dim: got {config.x_dim}; {config.data_type} accepts 1")
     _device_name(config.device)

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.published import training_step
 from benchmarks.table import machine, show, write_csv
 from learning_demo import Config as Training
 from learning_demo import Training as Run
-from learning_demo import transport_step
 
 WARM_UP = 10  # steps that are not counted
 
@@ -34,25 +32,22 @@ class Config:
     output: str = "outputs/benchmarks/learning_step.csv"  # the table as CSV
 
 
-def _ours(run: Run, z: Tensor, y: Tensor) -> None:
-    transport_step(run.generator, run.optimizer, z, y, run.config)
+def _ours(run: Run) -> None:
+    run.objective.update(run)
 
 
-def _published(run: Run, z: Tensor, y: Tensor) -> None:
-    config = run.config
-    training_step(run.generator, run.optimizer, z, y, config.beta, config.num_proximal)
+def _published(run: Run) -> None:
+    config, optimizer = run.config, run.objective.optimizer
+    z, y = run.noise(), run.points()
+    training_step(run.generator, optimizer, z, y, config.beta, config.num_proximal)
 
 
-def milliseconds(
-    step: Callable[[Run, Tensor, Tensor], None], settings: Training, count: int
-) -> list[float]:
+def milliseconds(step: Callable[[Run], None], settings: Training, count: int) -> list[float]:
     """Times of `count` steps of a new run."""
-    run, size, times = Run(settings), settings.batchsize, []
-    for k in tqdm(range(WARM_UP + count), desc=step.__name__.strip("_"), leave=False):
-        start = k * size % (settings.data_size - size)
-        y, z = run.data[start : start + size], run.noise(size, run.rng)
+    run, times = Run(settings), []
+    for _ in tqdm(range(WARM_UP + count), desc=step.__name__.strip("_"), leave=False):
         started = time.perf_counter()
-        step(run, z, y)
+        step(run)
         times.append(1e3 * (time.perf_counter() - started))
     return times[WARM_UP:]
 
@@ -60,7 +55,7 @@ def milliseconds(
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     settings = Training(data_type=config.data_type, device="cpu")
-    steps = {"transport_step": _ours, "published loop": _published}
+    steps = {"ours": _ours, "published loop": _published}
     times = {name: milliseconds(step, settings, config.steps) for name, step in steps.items()}
     rows = []
     for name, spans in times.items():

@@ -72,15 +72,17 @@ def curves(history: Sequence[dict], w1_floor: float) -> Figure:
     """Loss and Wasserstein distances against epochs; `history` as in history.csv."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot(epochs, [row["loss"] for row in history], color=GENERATED)
-    left.set(title="Training loss", ylabel="squared W2 between minibatches")
+    losses = [row["loss"] for row in history]
+    left.plot(epochs, losses, color=GENERATED)
+    left.set_yscale("log" if min(losses) > 0 else "linear")  # a critic's may be negative
+    left.set(title="Training loss", ylabel="loss")
     right.plot(epochs, [row["w1"] for row in history], color=GENERATED, label="W1 to fresh samples")
     right.plot(epochs, [row["w2"] for row in history], color="0.6", label="W2 to fresh samples")
     right.axhline(w1_floor, color=TARGET, linestyle=":", label="W1 between two target samples")
-    right.set(title="Distance to the target", ylabel="distance in units of x")
+    right.set(title="Distance to the target", ylabel="distance in units of x", yscale="log")
     right.legend(frameon=False)
     for axes in (left, right):
-        axes.set(yscale="log", xlabel="epoch")
+        axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

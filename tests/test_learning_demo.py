@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ot
 import pytest
 import torch
 from PIL import Image
@@ -23,7 +22,6 @@ from learning_demo import (
     check,
     saved_config,
     train,
-    transport_step,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,37 +83,6 @@ def test_generator_is_the_published_network():
     assert float(first.weight.detach().std()) == pytest.approx((2 / (3 + 128)) ** 0.5, rel=0.15)
     torch.testing.assert_close(generator.mean, data.mean(0))
     assert generator(torch.rand(64, 3)).shape == (64, 2)
-
-
-def test_a_step_follows_the_envelope_gradient():
-    """The update's gradient is the derivative of the exact cost (many iterations, POT's LP)."""
-    torch.manual_seed(0)
-    x = torch.randn(24, 1, dtype=torch.float64, requires_grad=True)
-    y = torch.randn(24, 1, dtype=torch.float64)
-
-    class Points(torch.nn.Module):
-        def forward(self, z):
-            return x
-
-    class Keep:
-        def zero_grad(self, set_to_none):
-            pass
-
-        def step(self):
-            pass
-
-    value = transport_step(Points(), Keep(), None, y, Config(num_proximal=5000))
-
-    def cost(points):
-        return ot.emd2([], [], ot.dist(points, y.numpy()))
-
-    points = x.detach().numpy()
-    assert float(value) == pytest.approx(cost(points), rel=1e-4)
-    for index in range(24):
-        step = np.zeros_like(points)
-        step[index] = 1e-5
-        slope = (cost(points + step) - cost(points - step)) / 2e-5
-        assert float(x.grad[index, 0]) == pytest.approx(slope, abs=2e-3)
 
 
 @pytest.mark.parametrize("data_type", ["uniform", "gaussian", "mixture"])

@@ -1,0 +1,33 @@
+"""Networks beside the generator."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Critic(nn.Module):
+    """Samples to one number each: linear layers with LeakyReLU between, no normalisation.
+
+    The data's mean and standard deviation scale the input, as they do the generator's output.
+    """
+
+    def __init__(self, data: Tensor, width: int, rng: torch.Generator, depth: int = 3):
+        """data (n, x_dim) sets the scale and the device; rng draws the weights."""
+        super().__init__()
+        sizes = [data.shape[1], *[width] * depth]
+        layers = []
+        for size, following in pairwise(sizes):
+            layers += [nn.Linear(size, following), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.register_buffer("mean", data.mean(0))
+        self.register_buffer("std", data.std(0))
+        self.to(data.device)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, 0.2, generator=rng)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, x_dim) to (n,)."""
+        return self.layers((x - self.mean) / self.std)[:, 0]

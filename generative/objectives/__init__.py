@@ -1,0 +1,13 @@
+"""Training objectives by name. A new one is a class in a file beside these and a line here."""
+
+from generative.objectives.adversarial import Wgan, WganGp
+from generative.objectives.objective import Objective
+from generative.objectives.transport import Ipot, IpotExact, Sinkhorn
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ipot": Ipot,
+    "ipot-exact": IpotExact,
+    "sinkhorn": Sinkhorn,
+    "wgan": Wgan,
+    "wgan-gp": WganGp,
+}

@@ -1,0 +1,98 @@
+"""Wasserstein GANs: a critic f that is kept Lipschitz estimates W1 from its dual."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from generative.networks import Critic
+from generative.objectives.objective import Batches, Objective, descend
+
+
+class Wgan(Objective):
+    """Arjovsky, Chintala, Bottou, "Wasserstein GAN", ICML 2017: the critic's weights are clipped.
+
+    The critic descends mean f(G(z)) - mean f(y), the generator -mean f(G(z)). As with its authors
+    the critic takes 100 steps, not `n_critic`, before each of the first 25 updates of the generator
+    and before every 500th.
+    """
+
+    published: ClassVar = {"lr": 5e-5, "batchsize": 64}
+    one_size: ClassVar = True
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        self.critic = Critic(batches.data, config.c_dim, batches.rng)
+        self.optimizer, self.critic_optimizer = self.optimizers()
+        self.parts = {
+            "critic": self.critic,
+            "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer,
+        }
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The generator's and the critic's."""
+        networks = self.generator, self.critic
+        return [torch.optim.RMSprop(net.parameters(), lr=self.config.lr) for net in networks]
+
+    def update(self, batches: Batches) -> dict[str, Tensor]:
+        """`loss` is the critic's estimate of the distance, in units of its slope; it is positive
+        unless the critic lags behind.
+        """
+        for _ in range(self.critic_steps(batches.updates)):
+            with torch.no_grad():
+                x = self.generator(batches.noise())
+            loss = self.critic_step(x, batches.points())
+        self.critic.requires_grad_(False)
+        descend(self.optimizer, -self.critic(self.generator(batches.noise())).mean())
+        self.critic.requires_grad_(True)
+        return {"loss": -loss}
+
+    def critic_steps(self, updates: int) -> int:
+        return 100 if updates < 25 or updates % 500 == 0 else self.config.n_critic
+
+    def critic_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """A step on samples x and data y; the loss without its penalty."""
+        of_x, of_y = self.critic(torch.cat((x, y))).split((len(x), len(y)))
+        loss = of_x.mean() - of_y.mean()
+        descend(self.critic_optimizer, loss + self.penalty(x, y))
+        self.constrain()
+        return loss.detach()
+
+    def penalty(self, x: Tensor, y: Tensor) -> Tensor | float:
+        return 0.0
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        for weight in self.critic.parameters():
+            weight.clamp_(-self.config.clip, self.config.clip)
+
+
+class WganGp(Wgan):
+    """Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of Wasserstein GANs",
+    NeurIPS 2017: the critic pays for a slope other than 1 between samples and data.
+    """
+
+    published: ClassVar = {"batchsize": 256}
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        networks = self.generator, self.critic
+        return [
+            torch.optim.Adam(net.parameters(), lr=self.config.lr, betas=(0.5, 0.9), fused=True)
+            for net in networks
+        ]
+
+    def critic_steps(self, updates: int) -> int:
+        return self.config.n_critic
+
+    def penalty(self, x: Tensor, y: Tensor) -> Tensor:
+        """penalty * mean (|grad f| - 1)^2 at one point between each sample and a datum."""
+        share = torch.rand(len(x), 1, generator=self.rng, device=x.device)
+        between = torch.lerp(x, y, share).requires_grad_()
+        (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
+        # Where f is flat the norm has no derivative; the small term keeps it from being NaN.
+        norm = (slope.square().sum(1) + 1e-12).sqrt()
+        return self.config.penalty * (norm - 1).square().mean()
+
+    def constrain(self) -> None:
+        pass

@@ -1,0 +1,62 @@
+"""What the training script asks of an objective."""
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Batches(Protocol):
+    """Where an objective gets its points: tensors on the generator's device."""
+
+    data: Tensor  # the whole data set, (data_size, x_dim)
+    rng: torch.Generator  # all randomness comes from it
+    updates: int  # of the generator so far
+
+    def noise(self) -> Tensor:
+        """A new minibatch of noise, (batchsize, z_dim)."""
+
+    def points(self) -> Tensor:
+        """The next minibatch of the data set, (batchsize or target_batchsize, x_dim)."""
+
+
+class Objective:
+    """A rule to update a generator; it owns what else it trains, and nothing more.
+
+    Attributes
+    ----------
+    published : dict
+        Values that its authors use, by field of Config, for fields that the user leaves alone.
+    one_size : bool
+        Whether it takes as many data as samples in a minibatch, so no `target_batchsize`.
+    parts : dict
+        The optimisers and networks that it owns, by name: what a checkpoint keeps of it.
+    """
+
+    published: ClassVar[dict[str, object]] = {}
+    one_size: ClassVar[bool] = False
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        self.config, self.generator, self.rng = config, generator, batches.rng
+        self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {}
+
+    def update(self, batches: Batches) -> dict[str, Tensor]:
+        """One update of the generator, after those of the critic if there is one.
+
+        Returns 0-d tensors to log, "loss" among them; nothing is read back from the device.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down the gradient of a loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
