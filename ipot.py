@@ -40,7 +40,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import ot
@@ -381,9 +381,10 @@ class Barycenter:
         Non-negative, of mass 1.
     value : array, shape (...)
         sum_k weights_k <P_k, M> for plans P_k between the histogram and the inputs, in units of
-        cost: an upper bound on the histogram's objective; equal to it up to 512 bins, and with
-        `exact`. With torch inputs that require gradients, `value.backward()` gives the envelope
-        gradient in A and in the weights; in M there is none.
+        cost: an upper bound on the histogram's objective; equal to it up to 512 bins, on a line,
+        and with `exact`. With torch inputs that require gradients, `value.backward()` gives the
+        envelope gradient in A and in the weights: that of the optimum, as far as the gap is closed.
+        In M there is none.
     lower_bound : array, shape (...)
         Dual value of the potentials: no histogram has a smaller objective.
     gap : array, shape (...)
@@ -427,8 +428,12 @@ def barycenter(
 
     instead of beta / t, with span the cost's range, and the scalings extrapolated linearly in
     1 / eps. That comes in 100 iterations as close as Algorithm 2 in some 10,000, and the second
-    term keeps a small beta from freezing an early plan. Each of the K plans is two vectors, and on
-    a grid the kernel is applied axis by axis, so that the memory is O(n K).
+    term keeps a small beta from freezing an early plan. A few costs much larger than the others set
+    the span: make them moderate.
+
+    Each of the K plans is two vectors, and on a grid the kernel is applied axis by axis, so that
+    the memory is O(n K) and one matrix an axis. With M, and up to 2^22 entries in K kernels, these
+    are kept, each relative to its plan: that is faster.
 
     Where the cost is that of a convex function of the distance on a line (any Monge matrix, any 1-D
     grid), `tol` and `exact` take a closed form instead: the inputs' quantiles, cut into intervals
@@ -453,7 +458,8 @@ def barycenter(
     max_iter : int
         Iterations.
     tol : float, optional
-        Stop once `gap <= tol * |value|`, for every weight vector.
+        Stop once `gap <= tol * |value|`, for every weight vector. Off the line a gap below some
+        1e-5 of the cost's range takes `exact`: eps ends there.
     exact : bool
         Solve the linear programme, with SciPy's HiGHS on the arcs that the iterations single out,
         to a gap of zero to rounding; for small problems (n K up to about 2,000).
@@ -485,7 +491,7 @@ def barycenter(
     """
     tol = _check_options(max_iter, 1, tol, exact, False)
     problem = _read_histograms(A, M, weights, grid, beta, normalize)
-    if tol is not None and problem.cost.is_monge():
+    if tol is not None and problem.cost.is_monge:
         found, n_iter = _quantile_averages(problem), 0
     else:
         found, n_iter = _average(problem, max_iter, tol)
@@ -570,7 +576,7 @@ def free_support_barycenter(
         As :func:`solve_sample`; also for an empty list, lists of different lengths, a weight of b
         that is zero, and neither or conflicting `n_points` and `init`.
     """
-    tol = _check_options(max_iter, 1, tol, False, False)
+    tol = _check_options(max_iter, 1, _as_float("tol", tol), False, False)
     clouds, masses, b, shares, X, give_back = _read_free_support(
         X_list, n_points, a_list, b, weights, init, normalize, seed
     )
@@ -1908,6 +1914,7 @@ class _Histograms:
     p: Tensor  # (K, *shape), float64, each of mass 1
     mass: Tensor  # (K,), float64: of the inputs as given
     weights: Tensor  # (W, K), float64, each of sum 1
+    total: Tensor | None  # (W, 1): what they summed to if they were to be scaled
     batch: tuple[int, ...]  # of the weights; W is its product
     cost: _AxisCost
     beta: float
@@ -2069,6 +2076,10 @@ def _average(
 
 def _plan_costs(problem: _Histograms, x: _Averages, q: Tensor) -> Tensor:
     """Costs (W, K) of plans between q and each input: optimal ones where that is cheap."""
+    if problem.cost.is_monge:
+        C, p = problem.cost.axes[0].C.cpu().numpy(), problem.p.cpu().numpy()
+        costs = [[_monotone_cost(C, x, y) for y in p] for x in q.cpu().numpy()]
+        return torch.tensor(costs, dtype=torch.float64, device=q.device)
     if q[0].numel() <= _BINS:
         return _optimal_costs(problem, q)
     return _rounded_costs(problem, x.log_A, problem.p.log() - x.column, x.s, q)
@@ -2116,17 +2127,19 @@ def _certified(
     is added to the bound). Any f will do: g is its c-transform.
     """
     cost, dtype, batch = problem.cost, problem.dtype, problem.batch
-    f = (f - problem.mean(f)[:, None]).to(dtype).double()
-    slack = 8 * _EPS * (cost.largest + f.abs().amax())
-    g = -_round_up(slack - cost.c_transform(f), dtype).double()
     bins = tuple(range(2, f.ndim))
+    # Two c-transforms of f less its largest entry: nowhere smaller, and within the cost's range.
+    f = cost.c_transform(cost.c_transform(f - f.amax(bins, keepdim=True)), transposed=False)
+    f = (f - problem.mean(f)[:, None]).to(dtype).double()
+    slack = 32 * _EPS * cost.largest
+    g = -_round_up(slack - cost.c_transform(f), dtype).double()
     gains = (g * problem.p).sum(bins)
     least = problem.mean(f).flatten(1).amin(1)
     lower = (problem.weights * gains).sum(1) + least - slack
     value = _round_up((problem.weights * costs).sum(1) + slack, dtype)
     lower_bound = torch.minimum(-_round_up(-lower, dtype), value)
-    rounding = 4 * torch.finfo(dtype).eps * cost.largest + 1e-9 * cost.span + 8 * slack
-    converged = value - lower_bound <= tol * value.abs() + rounding
+    rounding = 8 * torch.finfo(dtype).eps * cost.largest + 1e-11 * cost.span + 4 * slack
+    converged = value - lower_bound <= max(tol, 1e-9) * value.abs() + rounding
 
     def shaped(x: Tensor) -> Tensor:
         return problem.give_back(x.reshape((*batch, *x.shape[1:])))
@@ -2137,7 +2150,10 @@ def _certified(
         rates = (problem.weights / problem.mass).view(*gains.shape, *ones)
         in_A = rates * (g - gains.view(*gains.shape, *ones))
         in_A = in_A.movedim(1, -1).reshape((*batch, *A.shape)).to(dtype)
-        in_weights = costs.reshape((*batch, costs.shape[1])).to(dtype)
+        in_weights = costs
+        if problem.total is not None:
+            in_weights = (costs - (problem.weights * costs).sum(1, keepdim=True)) / problem.total
+        in_weights = in_weights.reshape((*batch, costs.shape[1])).to(dtype)
         shaped_value = _Envelope.apply(value.reshape(batch), (in_A, in_weights), A, weights)
     else:
         shaped_value = value.reshape(batch)
@@ -2188,6 +2204,12 @@ def _monotone_coupling(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     moves[np.arange(1, len(moves)), which] = 1
     mass = np.diff(np.concatenate(([0.0], ends[order], [1.0])))
     return moves.cumsum(0), mass, which
+
+
+def _monotone_cost(C: np.ndarray, q: np.ndarray, p: np.ndarray) -> float:
+    """W(q, p) for a Monge cost."""
+    bins, mass, _ = _monotone_coupling(np.stack((q, p)))
+    return float(mass @ C[bins[:, 0], bins[:, 1]])
 
 
 def _best_bins(
@@ -2375,9 +2397,9 @@ class _AxisCost:
     A cost matrix between n bins is the case of one axis.
     """
 
-    def __init__(self, costs: list[Tensor]):
+    def __init__(self, costs: list[Tensor], symmetric: bool = False):
         self.axes = [_Axis(C) for C in costs]
-        self.transposed = [_Axis(C.mT.contiguous()) for C in costs]
+        self.transposed = self.axes if symmetric else [_Axis(C.mT.contiguous()) for C in costs]
         self.lowest = sum(float(C.amin()) for C in costs)
         highest = sum(float(C.amax()) for C in costs)
         self.span, self.largest = highest - self.lowest, max(abs(highest), abs(self.lowest))
@@ -2393,21 +2415,22 @@ class _AxisCost:
             x = axis.log_product(x.movedim(along, -1), s, k == weighted).movedim(-1, along)
         return x
 
-    def c_transform(self, f: Tensor) -> Tensor:
-        """min_i (C_ij - f_i)."""
+    def c_transform(self, f: Tensor, transposed: bool = True) -> Tensor:
+        """min_i (C_ij - f_i), or of g_j in place of f_i min_j (C_ij - g_j) if not transposed."""
         x = -f
-        for k, axis in enumerate(self.transposed):
+        for k, axis in enumerate(self.transposed if transposed else self.axes):
             along = k - len(self.axes)
             x = axis.least(x.movedim(along, -1)).movedim(-1, along)
         return x
 
+    @cached_property
     def is_monge(self) -> bool:
         """Whether C_ij + C_{i+1,j+1} <= C_{i+1,j} + C_{i,j+1}, up to rounding, on a line."""
         if len(self.axes) > 1:
             return False
         C = self.axes[0].C
-        excess = C[:-1, :-1] + C[1:, 1:] - C[1:, :-1] - C[:-1, 1:]
-        return not bool((excess > 8 * _EPS * self.largest).any())
+        along, across = C[:-1, :-1] + C[1:, 1:], C[1:, :-1] + C[:-1, 1:]
+        return not bool((along - across > 4 * _EPS * (along.abs() + across.abs())).any())
 
     def matrix(self) -> Tensor:
         """The cost between all pairs of bins, in C order."""
@@ -2629,8 +2652,13 @@ def _read_histograms(
     p, count = A.detach().double().movedim(-1, 0), A.shape[-1]
     _check_weights("A's columns", p.flatten(1))
     mass = p.flatten(1).sum(1)
+    if bool((mass < 1e-280).any()):
+        raise ValueError(f"A's columns must have a mass above 1e-280; got {_brief(mass)}")
     p = p / mass.view(-1, *(1,) * (p.ndim - 1))
     shares = _read_shares(weights, count, p, normalize)
+    total = None
+    if normalize and weights is not None:
+        total = weights.detach().double().sum(-1).reshape(-1, 1)
     if grid is None:
         n = len(A)
         if M.shape != (n, n):
@@ -2642,12 +2670,17 @@ def _read_histograms(
         cost = _AxisCost([C])
     else:
         cost = _grid_cost(grid, p)
+        if not cost.span < torch.finfo(A.dtype).max / 1e14:
+            raise ValueError(
+                f"grid is too large for {A.dtype}: the largest cost is {cost.span:.3g}"
+            )
     span = torch.tensor(cost.span, dtype=torch.float64)
     step = _proximal_step(cost.span or 1.0 if beta is None else beta, 0 * span, span)
     return _Histograms(
         p,
         mass,
         shares.reshape(-1, count),
+        total,
         tuple(shares.shape[:-1]),
         cost,
         float(step),
@@ -2692,7 +2725,7 @@ def _grid_cost(grid: float | tuple[float, ...], p: Tensor) -> _AxisCost:
             raise ValueError(f"grid must have positive, finite spacings; got {h:g}")
         x = h * torch.arange(n, dtype=torch.float64, device=p.device)
         costs.append((x[:, None] - x).square_())
-    return _AxisCost(costs)
+    return _AxisCost(costs, symmetric=True)
 
 
 def _read_free_support(
@@ -2709,12 +2742,13 @@ def _read_free_support(
     if not isinstance(X_list, (list, tuple)) or len(X_list) == 0:
         raise TypeError("X_list must be a list of at least one array of shape (m, d)")
     count = len(X_list)
-    if a_list is not None and len(a_list) != count:
-        raise ValueError(f"a_list must have {count} entries, one for each cloud; got {len(a_list)}")
+    a_list = [None] * count if a_list is None else a_list
+    if not isinstance(a_list, (list, tuple)) or len(a_list) != count:
+        raise ValueError(f"a_list must be a list of {count} arrays, one for each cloud")
     if n_points is None and init is None:
         raise ValueError("give n_points, or the points to start from as init")
     named = {f"X_list[{k}]": X for k, X in enumerate(X_list)}
-    named |= {f"a_list[{k}]": a for k, a in enumerate(a_list or [None] * count)}
+    named |= {f"a_list[{k}]": a for k, a in enumerate(a_list)}
     tensors, give_back = _as_tensors(**named, b=b, weights=weights, init=init)
     tensors = [x if x is None else x.detach() for x in tensors]
     clouds, masses, (b, weights, init) = tensors[:count], tensors[count:-3], tensors[-3:]
@@ -2734,6 +2768,7 @@ def _read_free_support(
         _check_weights(f"a_list[{k}]", masses[k])
     if init is None:
         _check_count("n_points", n_points)
+        _check_count("seed + 1", seed + 1)
         draw = np.random.default_rng(seed)
         chance = torch.cat([a.double() / a.double().sum() for a in masses]).cpu().numpy() / count
         few = np.count_nonzero(chance) < n_points
@@ -2746,8 +2781,18 @@ def _read_free_support(
         )
     if b is None:
         b = init.new_full((len(init),), 1 / len(init)) * masses[0].sum()
-    if b.shape != (len(init),) or not bool((b > 0).all()):
-        raise ValueError(f"b must have {len(init)} entries, all positive; got {tuple(b.shape)}")
+    if not bool(init.isfinite().all()):
+        raise ValueError("init must be finite; got NaN or inf")
+    if b.shape != (len(init),) or not bool(((b > 0) & b.isfinite()).all()):
+        raise ValueError(
+            f"b must have {len(init)} entries, all positive and finite; got {b.tolist()}"
+        )
+    for name, mass in (("b", b), *((f"a_list[{k}]", a) for k, a in enumerate(masses))):
+        if not math.isclose(float(mass.sum()), float(masses[0].sum()), rel_tol=1e-6):
+            raise ValueError(
+                f"{name} must have the mass of a_list[0], {float(masses[0].sum()):.9g}; got "
+                f"{float(mass.sum()):.9g}"
+            )
     shares = _read_shares(weights, count, clouds[0], normalize)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")

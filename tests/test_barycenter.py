@@ -66,8 +66,8 @@ def problems(draw, largest=12):
         A[rng.uniform(size=A.shape) < 0.4] = 0
     A[rng.integers(n, size=count), range(count)] += 0.1
     weights = rng.dirichlet(np.ones(count))
-    if count > 1 and draw(st.booleans()):
-        weights[0] = 0
+    if count > 1:
+        weights[0] *= draw(st.sampled_from([1, 1, 0, 1e-8, 1e-14]))
         weights /= weights.sum()
     return A, M * 10.0 ** draw(st.integers(-6, 6)), weights
 
@@ -302,6 +302,22 @@ def test_gradients_are_finite_differences():
         assert float(change / (2 * h)) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
+def test_the_gradient_in_weights_that_are_scaled():
+    rng = np.random.default_rng(9)
+    A, M = (torch.from_numpy(rng.uniform(size=(8, k))) for k in (3, 8))
+    weights = torch.tensor([1.0, 3, 2], dtype=torch.float64, requires_grad=True)
+
+    def value(weights):
+        return barycenter(A, M, weights, exact=True, normalize=True).value
+
+    value(weights).backward()
+    with torch.no_grad():
+        for k in range(3):
+            step = 1e-6 * torch.eye(3, dtype=torch.float64)[k]
+            slope = (value(weights + step) - value(weights - step)) / 2e-6
+            assert float(weights.grad[k]) == pytest.approx(float(slope), abs=1e-6)
+
+
 class _Largest(TorchDispatchMode):
     """The size of the largest tensor that is made."""
 
@@ -321,6 +337,21 @@ def test_no_matrix_between_the_bins_of_a_grid():
     with _Largest() as seen:
         barycenter(A, grid=1 / side, max_iter=60)
     assert seen.entries <= max(side**2 * count, 2**19) < side**4 / 8
+
+
+def test_a_grid_too_large_for_its_dtype():
+    with pytest.raises(ValueError, match=r"grid is too large for torch.float32"):
+        barycenter(np.ones((4, 5, 3), np.float32), grid=1e20)
+
+
+def test_a_huge_cost_does_not_hide_that_a_cost_is_not_monge():
+    rng = np.random.default_rng(14)
+    M = 1e-4 * rng.uniform(size=(8, 8))
+    M[0, 7] = 1e8
+    A = rng.uniform(size=(8, 3))
+    found = barycenter(A, M, exact=True)
+    assert found.n_iter > 0
+    assert not found.converged or found.gap <= 1e-6 * found.value + 1e-11 * 1e8
 
 
 def test_constant_cost_and_a_single_bin():
@@ -346,6 +377,8 @@ def test_constant_cost_and_a_single_bin():
         ({"M": np.full((3, 3), np.nan)}, ValueError, "M must be finite"),
         ({"M": None, "grid": (1.0, 2.0)}, ValueError, "grid must be one spacing or one for each"),
         ({"M": None, "grid": -1.0}, ValueError, "positive, finite spacings; got -1"),
+        ({"M": None, "grid": 1e200}, ValueError, "positive, finite spacings"),
+        ({"A": np.full((3, 2), 1e-290)}, ValueError, "mass above 1e-280"),
         ({"M": None, "grid": "a"}, TypeError, "grid must be a number"),
         ({"A": np.array([[1, 0.0], [1, 0], [2, 0]])}, ValueError, "positive mass"),
         ({"A": np.array([[1, 1.0], [1, -1], [2, 2]])}, ValueError, "non-negative"),
@@ -441,11 +474,17 @@ def test_free_support_goes_down_and_takes_tensors():
         ({"n_points": None}, ValueError, "give n_points, or"),
         ({"n_points": 0}, ValueError, "n_points must be at least 1"),
         ({"init": np.ones((4, 2))}, ValueError, r"init must have shape \(5, 2\)"),
-        ({"a_list": [np.ones(3)]}, ValueError, "a_list must have 2 entries"),
+        ({"a_list": [np.ones(3)]}, ValueError, "a_list must be a list of 2 arrays"),
         ({"a_list": [np.ones(3), np.ones(3)]}, ValueError, r"a_list\[1\] must have shape"),
         ({"a_list": [np.ones(3), -np.ones(4)]}, ValueError, r"a_list\[1\] must be non-negative"),
-        ({"b": np.zeros(5)}, ValueError, "b must have 5 entries, all positive"),
+        ({"b": np.zeros(5)}, ValueError, "b must have 5 entries, all positive and finite"),
         ({"weights": np.ones(2)}, ValueError, "weights must sum to 1"),
+        ({"a_list": np.ones((2, 3))}, ValueError, "a_list must be a list"),
+        ({"a_list": [np.ones(3), np.ones(4)]}, ValueError, r"a_list\[1\] must have the mass of"),
+        ({"b": np.ones(5)}, ValueError, r"b must have the mass of a_list\[0\], 1; got 5"),
+        ({"init": np.full((5, 2), np.nan)}, ValueError, "init must be finite"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"tol": None}, TypeError, "tol must be a number"),
         ({"weights": np.full((2, 2), 0.5)}, ValueError, r"weights must have shape \(2,\)"),
         ({"max_iter": 0}, ValueError, "max_iter must be at least 1"),
     ],
