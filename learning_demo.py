@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from generative.checkpoints import (
     save_checkpoint,
     written_whole,
 )
-from generative.metrics import wasserstein_distances
+from generative.metrics import all_metrics, wasserstein_distances
 from generative.objectives import OBJECTIVES
 from generative.targets import TARGETS
 
@@ -42,7 +43,7 @@ from generative.targets import TARGETS
 class Config:
     """Settings of a run; edit them here or override them on the command line."""
 
-    data_type: str = "gaussian"  # target distribution: uniform, gaussian or mixture
+    data_type: str = "gaussian"  # target: uniform, gaussian, mixture, outlier, ring, grid, ...
     data_size: int = 50000  # samples in the data set
     batchsize: int = 512  # samples in a minibatch
     lr: float = 1e-4  # Adam's learning rate
@@ -62,7 +63,7 @@ class Config:
     c_dim: int = 128  # width of a critic's hidden layers
     latent: str = "uniform"  # noise: uniform in [-1, 1] or gaussian
     z_dim: int = 2  # dimensions of the noise
-    x_dim: int = 1  # dimensions of a sample; the targets here have 1
+    x_dim: int = 0  # dimensions of a sample; 0: those of the target
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half
     average: float = 0.98  # decay per round of the average of weights that samples are drawn with
     seed: int = 0  # one seed for data, weights and noise
@@ -116,7 +117,7 @@ class Training:
         self.target = TARGETS[config.data_type]
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.data = self.target.draw(config.data_size, self.rng)
-        self.generator = Generator(config.z_dim, config.g_dim, config.x_dim).to(self.device)
+        self.generator = Generator(config.z_dim, config.g_dim, self.target.dim).to(self.device)
         self.generator.initialise(self.data, self.rng)
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
@@ -128,7 +129,7 @@ class Training:
         self.seconds = 0.0
         self.logged: list[dict[str, Tensor]] = []  # since the last row of the history
         self.history: list[dict] = []
-        self.frames: list[list[float]] = []  # histograms, one for each row of the history
+        self.frames: list[list] = []  # what a figure shows, one for each row of the history
 
     def noise(self, n: int | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Noise (n, z_dim); a minibatch of the training if nothing is said."""
@@ -163,6 +164,15 @@ class Training:
         return self.averaged.module.eval()
 
     @torch.no_grad()
+    def mapped_grid(self) -> np.ndarray:
+        """Where the generator takes the lines of a square grid in two dimensions of noise."""
+        reach = 2.0 if self.config.latent == "gaussian" else 1.0
+        t, places = torch.linspace(-reach, reach, 200), torch.linspace(-reach, reach, 21)
+        upright = torch.stack(torch.meshgrid(places, t, indexing="ij"), -1)
+        lines = torch.cat((upright, upright.flip(-1))).to(self.device)
+        return self.sampler()(lines.flatten(0, 1)).view(lines.shape).cpu().numpy()
+
+    @torch.no_grad()
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """n generated samples and two sets of 50,000 target samples, none seen in training."""
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
@@ -182,9 +192,9 @@ class Training:
         x, y, _ = self.sample(20000, seed=2)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
-        w1, w2 = wasserstein_distances(x, y)
+        w1, w2 = wasserstein_distances(x, y, points=1000)
         self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
-        self.frames.append(plots.histogram(x.cpu().numpy(), self.target).tolist())
+        self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
 
     def state(self) -> dict:
         return {
@@ -246,7 +256,7 @@ def train(config: Config) -> dict:
 def _fit(run: Training, folder: Path) -> dict:
     """Train to the last epoch, with figures and checkpoints on the way."""
     config = run.config
-    fit = plots.FitPlot(run.target, plt.figure(figsize=plots.SIZE, layout="constrained"))
+    fit = plots.fit_plot(run.target, plt.figure(figsize=plots.SIZE, layout="constrained"))
     live = config.show and plots.has_display()
     if live:
         fit.figure.show()
@@ -288,16 +298,9 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
     """The final figures, tables and weights."""
     config = run.config
     x, y, other = run.sample(50000, seed=3)
-    w1, w2 = wasserstein_distances(x, y)
-    w1_floor, w2_floor = wasserstein_distances(other, y)
-    metrics = {
-        "w1": w1,
-        "w1_floor": w1_floor,
-        "w2": w2,
-        "w2_floor": w2_floor,
-        "samples": len(y),
-        "steps": run.epoch * config.steps_per_epoch,
-    }
+    metrics = all_metrics(x, y, other, run.target)
+    metrics |= {"samples": len(y), "steps": run.epoch * config.steps_per_epoch}
+    w1, w1_floor = metrics["w1"], metrics["w1_floor"]
     with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(run.history[0]))
         writer.writeheader()
@@ -306,10 +309,12 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
         torch.save(run.sampler().state_dict(), path)
 
     title = f"{config.data_type}: W1 {w1:.4f}, between two target samples {w1_floor:.4f}"
-    fit.show(plots.histogram(x.cpu().numpy(), run.target), title)
+    fit.show(plots.frame(x.cpu().numpy(), run.target), title)
     plots.save_figure(fit.figure, folder / "final.png")
     figure = plots.curves(run.history, w1_floor)
     plots.save_figure(figure, folder / "curves.png")
+    if run.target.dim == config.z_dim == 2:
+        plots.save_figure(plots.noise_map(run.mapped_grid(), run.target), folder / "map.png")
     titles = [_title(config, row) for row in run.history]
     plots.save_animation(run.frames, titles, run.target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)
@@ -337,7 +342,8 @@ def _open_run(config: Config) -> tuple[Config, Path]:
     """Checked settings and the folder to work in."""
     if not config.resume:
         check(config)
-        config = with_published(config)
+        dim = TARGETS[config.data_type].dim
+        config = dataclasses.replace(with_published(config), x_dim=dim)
         return config, new_run_folder(config.output_dir, config.data_type)
     saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
@@ -411,7 +417,7 @@ def check(config: Config) -> None:
         "n_critic": 1,
         "c_dim": 1,
         "z_dim": 1,
-        "x_dim": 1,
+        "x_dim": 0,
         "g_dim": 2,
         "seed": 0,
     }
@@ -431,8 +437,9 @@ def check(config: Config) -> None:
         raise ValueError(
             f"target_batchsize: got {config.target_batchsize}; {config.objective} accepts 0"
         )
-    if config.x_dim != 1:
-        raise ValueError(f"x_dim: got {config.x_dim}; {config.data_type} accepts 1")
+    dim = TARGETS[config.data_type].dim
+    if config.x_dim not in (0, dim):
+        raise ValueError(f"x_dim: got {config.x_dim}; {config.data_type} accepts {dim}")
     _device_name(config.device)
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from generative.checkpoints import written_whole
@@ -15,6 +17,7 @@ from generative.targets import Target
 
 GENERATED, TARGET = "#4c9fd0", "#c2410c"
 BINS = 80
+DOTS = 1500
 SIZE = (7, 4.2)  # inches
 
 
@@ -30,35 +33,45 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def histogram(samples: np.ndarray, target: Target) -> np.ndarray:
-    """Density of samples in equal bins over the target's window, shape (BINS,); what lies outside
-    the window counts in the total."""
-    counts, edges = np.histogram(samples, bins=BINS, range=target.window)
+def frame(samples: np.ndarray, target: Target) -> np.ndarray:
+    """What a figure shows of samples (n, dim).
+
+    On the line their density in equal bins over the target's window, shape (BINS,), where what lies
+    outside the window counts in the total; on the plane the first ones, shape (DOTS, 2).
+    """
+    if target.dim > 1:
+        return samples[:DOTS].round(4)
+    counts, edges = np.histogram(samples, bins=BINS, range=target.window[0])
     return counts / (len(samples) * np.diff(edges))
+
+
+def fit_plot(target: Target, figure: Figure) -> "FitPlot":
+    """The figure of the fit, in an empty figure: pyplot's to show it, or one of its own."""
+    return (FitPlot if target.dim == 1 else PlaneFitPlot)(target, figure)
 
 
 class FitPlot:
     """The target's density and, behind it, the histogram of generated samples."""
 
     def __init__(self, target: Target, figure: Figure):
-        """Draw in an empty figure: pyplot's to show it, or one of its own."""
         self.figure, self._axes = figure, figure.subplots()
-        edges = np.linspace(*target.window, BINS + 1)
-        x = np.linspace(*target.window, 600)
+        (window,) = target.window
+        edges = np.linspace(*window, BINS + 1)
+        x = np.linspace(*window, 600)
         density = target.density(x)
         self._bars = self._axes.stairs(
             np.zeros(BINS), edges, fill=True, color=GENERATED, label="generated samples"
         )
         self._axes.plot(x, density, color=TARGET, linewidth=2, label="target density")
-        self._axes.set(xlim=target.window, ylim=(0, 1.6 * density.max()))
+        self._axes.set(xlim=window, ylim=(0, 1.6 * density.max()))
         self._axes.set(xlabel="x", ylabel="density")
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(loc="upper right", frameon=False)
         self._axes.spines[["top", "right"]].set_visible(False)
 
-    def show(self, heights: np.ndarray, title: str) -> None:
-        """Set the histogram, shape (BINS,), and the title."""
-        self._bars.set_data(values=heights)
+    def show(self, frame: np.ndarray, title: str) -> None:
+        """Set what :func:`frame` gave, and the title."""
+        self._bars.set_data(values=frame)
         self._axes.set_title(title, loc="left", fontsize=11)
 
     def refresh_window(self) -> None:
@@ -66,6 +79,49 @@ class FitPlot:
         if plt.fignum_exists(self.figure.number):
             self.figure.canvas.draw_idle()
             self.figure.canvas.flush_events()
+
+
+class PlaneFitPlot(FitPlot):
+    """Generated samples over the target's density, or over samples where it has no closed form."""
+
+    def __init__(self, target: Target, figure: Figure):
+        self.figure, self._axes = figure, figure.subplots()
+        horizontal, vertical = target.window
+        if target.density is not None:
+            x = np.stack(
+                np.meshgrid(np.linspace(*horizontal, 300), np.linspace(*vertical, 300)), -1
+            )
+            extent = (*horizontal, *vertical)
+            colours = {"cmap": "Oranges", "alpha": 0.8}
+            self._axes.imshow(
+                target.density(x) ** 0.5, extent=extent, origin="lower", aspect="auto", **colours
+            )
+        else:
+            y = target.draw(DOTS, torch.Generator().manual_seed(0)).numpy()
+            self._axes.plot(*y.T, ".", color=TARGET, markersize=2, alpha=0.4)
+        (self._dots,) = self._axes.plot([], [], ".", color=GENERATED, markersize=3, alpha=0.6)
+        handles = [
+            Line2D([], [], marker="o", linestyle="", color=color, label=name)
+            for color, name in ((GENERATED, "generated samples"), (TARGET, "target"))
+        ]
+        self._axes.set(xlim=horizontal, ylim=vertical, aspect="equal")
+        self._axes.set_title(" ", loc="left", fontsize=11)
+        self._axes.legend(handles=handles, loc="upper right", fontsize=8)
+
+    def show(self, frame: np.ndarray, title: str) -> None:
+        self._dots.set_data(*np.asarray(frame).T)
+        self._axes.set_title(title, loc="left", fontsize=11)
+
+
+def noise_map(lines: np.ndarray, target: Target) -> Figure:
+    """Where a generator takes a square grid in its noise; lines (count, points, 2), mapped."""
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    half = len(lines) // 2
+    for k, line in enumerate(lines):
+        axes.plot(*line.T, linewidth=0.8, color=GENERATED if k < half else TARGET, alpha=0.7)
+    axes.set(xlim=target.window[0], ylim=target.window[1], aspect="equal")
+    axes.set_title("A square grid in the noise, and where the generator takes it", loc="left")
+    return figure
 
 
 def curves(history: Sequence[dict], w1_floor: float) -> Figure:
@@ -91,13 +147,13 @@ def curves(history: Sequence[dict], w1_floor: float) -> Figure:
 def save_animation(
     frames: Sequence[np.ndarray], titles: Sequence[str], target: Target, path: Path
 ) -> None:
-    """A GIF of the fit, 0.15 seconds for each histogram and two for the last one."""
+    """A GIF of the fit, 0.15 seconds for each frame and two for the last one."""
     figure = Figure(figsize=SIZE, dpi=70, layout="constrained")
     canvas = FigureCanvasAgg(figure)  # whatever draws on the screen
-    plot = FitPlot(target, figure)
+    plot = fit_plot(target, figure)
     images = []
-    for heights, title in zip(frames, titles):
-        plot.show(heights, title)
+    for content, title in zip(frames, titles):
+        plot.show(content, title)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
         images.append(image.convert("RGB").quantize(32))

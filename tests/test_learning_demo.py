@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import generative.metrics as metrics_module
 import learning_demo
 from learning_demo import (
     Config,
@@ -85,12 +86,14 @@ def test_generator_is_the_published_network():
     assert generator(torch.rand(64, 3)).shape == (64, 2)
 
 
-@pytest.mark.parametrize("data_type", ["uniform", "gaussian", "mixture"])
-def test_a_run_leaves_everything_in_its_folder(tmp_path, capsys, data_type):
+@pytest.mark.parametrize("data_type", ["uniform", "gaussian", "mixture", "ring", "moons"])
+def test_a_run_leaves_everything_in_its_folder(tmp_path, monkeypatch, capsys, data_type):
+    monkeypatch.setattr(metrics_module, "POINTS", 300)
     metrics = train(small(tmp_path, data_type=data_type))
     folder = tmp_path / data_type
     assert str(folder) in capsys.readouterr().out.splitlines()[0]
-    assert {path.name for path in folder.iterdir()} == {
+    dim = learning_demo.TARGETS[data_type].dim
+    assert {path.name for path in folder.iterdir()} - {"map.png"} == {
         "checkpoint.pt",
         "config.json",
         "curves.png",
@@ -117,7 +120,8 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path, capsys, data_type):
     saved = json.loads((folder / "config.json").read_text())
     generator = Generator(saved["z_dim"], saved["g_dim"], saved["x_dim"])
     generator.load_state_dict(weights(folder))
-    assert generator.eval()(2 * torch.rand(10, saved["z_dim"]) - 1).shape == (10, 1)
+    assert generator.eval()(2 * torch.rand(10, saved["z_dim"]) - 1).shape == (10, dim)
+    assert (folder / "map.png").exists() == (dim == 2)
 
 
 def test_one_seed_gives_the_same_numbers_and_a_second_folder(tmp_path):

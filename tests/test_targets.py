@@ -9,23 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from generative.metrics import wasserstein_distances
+from generative.metrics import (
+    all_metrics,
+    kl_divergence,
+    mmd,
+    mode_shares,
+    sliced_w2,
+    wasserstein_distances,
+)
 from generative.targets import TARGETS
 
+LINES = [name for name, target in TARGETS.items() if target.dim == 1]
 
-@pytest.mark.parametrize("name", TARGETS)
+
+@pytest.mark.parametrize("name", LINES)
 def test_samples_follow_the_density(name):
     target = TARGETS[name]
     samples = target.draw(200000, torch.Generator().manual_seed(0))
     assert samples.shape == (200000, 1) and samples.dtype == torch.float32
-    assert quad(target.density, -10, 10, points=[0, 2], limit=200)[0] == pytest.approx(1, abs=1e-6)
-    edges = np.linspace(*target.window, 12)
+    assert quad(target.density, -10, 20, points=[0, 2, 10], limit=200)[0] == pytest.approx(
+        1, abs=1e-6
+    )
+    edges = np.linspace(*target.window[0], 12)
     share = np.histogram(samples.numpy(), edges)[0] / len(samples)
     expected = [quad(target.density, *pair, limit=200)[0] for pair in pairwise(edges)]
     np.testing.assert_allclose(share, expected, atol=0.005)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", LINES)
 def test_the_first_half_of_the_samples_is_like_the_second(name):
     samples = TARGETS[name].draw(100000, torch.Generator().manual_seed(1))
     w1, _ = wasserstein_distances(samples[:50000], samples[50000:])
@@ -52,6 +63,102 @@ def test_distances_have_their_closed_forms(seed, shift, scale):
     assert wasserstein_distances(x, moved[torch.randperm(200)]) == pytest.approx((w1, w2), abs=1e-9)
 
 
-def test_distances_refuse_more_than_one_dimension():
-    with pytest.raises(ValueError, match=r"y must have shape \(n, 1\); got \(5, 2\)"):
+def test_distances_refuse_points_that_do_not_match():
+    with pytest.raises(ValueError, match=r"shapes \(n, d\) and \(m, d\); got \(5, 1\), \(5, 2\)"):
         wasserstein_distances(torch.ones(5, 1), torch.ones(5, 2))
+
+
+# ------------------------------------------------------------------------------------- the plane
+
+PLANES = [name for name, target in TARGETS.items() if target.dim == 2]
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_samples_of_the_plane(name):
+    target = TARGETS[name]
+    x = target.draw(20000, torch.Generator().manual_seed(0))
+    assert x.shape == (20000, 2) and x.dtype == torch.float32
+    low, high = np.array(target.window).T
+    assert ((x.numpy() >= low) & (x.numpy() <= high)).all(1).mean() > 0.999
+    assert torch.equal(x, target.draw(20000, torch.Generator().manual_seed(0)))
+    assert not torch.equal(x, target.draw(20000, torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("name", ["ring", "grid", "checkerboard"])
+def test_densities_of_the_plane(name):
+    target = TARGETS[name]
+    steps = [np.linspace(low, high, 1201)[:-1] + (high - low) / 2400 for low, high in target.window]
+    density = target.density(np.stack(np.meshgrid(*steps), -1))
+    cell = np.prod([(high - low) / 1200 for low, high in target.window])
+    assert density.sum() * cell == pytest.approx(1, abs=2e-3)
+    x = target.draw(50000, torch.Generator().manual_seed(0)).double().numpy()
+    inside = target.density(x)
+    assert (inside > 0).all()
+    # E density(x) = integral of its square.
+    assert inside.mean() == pytest.approx((density**2).sum() * cell, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["ring", "grid", "outlier", "mixture"])
+def test_the_modes_of_a_mixture(name):
+    target = TARGETS[name]
+    x = target.draw(50000, torch.Generator().manual_seed(0))
+    found = mode_shares(x, target)
+    assert found["modes"] == found["modes_found"] == len(target.sd)
+    # Within 3 standard deviations lies 0.9973 of a Gaussian on the line, 0.9889 on the plane.
+    assert found["in_modes"] == pytest.approx(0.9973 if target.dim == 1 else 0.9889, abs=3e-3)
+    assert found["smallest_mode"] == pytest.approx(target.shares.min(), abs=5e-3)
+    one = torch.tensor(target.centres[:1], dtype=torch.float32).expand(100, -1)
+    lone = mode_shares(one, target)
+    assert lone["modes_found"] == 1 and lone["largest_mode"] == lone["in_modes"] == 1
+    assert mode_shares(one + 100, target)["in_modes"] == 0
+
+
+# ------------------------------------------------------------------ metrics between two Gaussians
+
+
+def two_gaussians(d, n=5000, shift=0.5, scale=1.5):
+    rng = torch.Generator().manual_seed(d)
+    x = torch.randn(n, d, generator=rng, dtype=torch.float64)
+    y = shift + scale * torch.randn(n, d, generator=rng, dtype=torch.float64)
+    return x, y, shift, scale
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_w2_between_gaussians(d):
+    x, y, shift, scale = two_gaussians(d, n=3000)
+    exact = (d * (shift**2 + (scale - 1) ** 2)) ** 0.5
+    w1, w2 = wasserstein_distances(x, y)
+    assert w2 == pytest.approx(exact, rel=0.05) and 0 < w1 <= w2
+    assert sliced_w2(x, y) == pytest.approx(exact / d**0.5, rel=0.07)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_kl_between_gaussians(d):
+    x, y, shift, scale = two_gaussians(d, n=20000)
+    exact = d * (np.log(scale) + (1 + shift**2) / (2 * scale**2) - 0.5)
+    assert kl_divergence(x, y) == pytest.approx(exact, abs=0.03)
+    assert kl_divergence(x[:10000], x[10000:]) == pytest.approx(0, abs=0.03)
+
+
+def test_mmd_between_gaussians():
+    """On the line, for a kernel exp(-r^2 / (2 h^2)), the mean of k(X, Y) is closed."""
+    x, y, shift, scale = two_gaussians(1)
+    points = torch.cat((x[:1000], y[:1000]))
+    h = float(torch.pdist(points).median())
+
+    def mean(variance, distance):
+        return h / (h**2 + variance) ** 0.5 * np.exp(-(distance**2) / (2 * (h**2 + variance)))
+
+    exact = mean(2, 0) + mean(2 * scale**2, 0) - 2 * mean(1 + scale**2, shift)
+    assert mmd(x, y) == pytest.approx(exact, abs=0.012)
+    assert abs(mmd(x[:1000], x[1000:2000])) < 0.01
+
+
+def test_all_metrics_come_with_their_floors():
+    target = TARGETS["ring"]
+    rng = torch.Generator().manual_seed(0)
+    x, y, other = (target.draw(600, rng) for _ in range(3))
+    found = all_metrics(x + 0.3, y, other, target)
+    for name in ("w1", "w2", "sliced_w2", "mmd", "kl"):
+        assert found[name] > found[name + "_floor"]
+    assert found["modes_found"] == 0
