@@ -10,6 +10,7 @@ from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 from PIL import Image
 
 from generative.checkpoints import written_whole
@@ -82,12 +83,17 @@ class FitPlot:
 
 
 class PlaneFitPlot(FitPlot):
-    """Generated samples over the target's density, or over samples where it has no closed form."""
+    """Generated samples over the target: discs of 3 standard deviations about the modes of a
+    mixture, its density, or samples where that has no closed form.
+    """
 
     def __init__(self, target: Target, figure: Figure):
         self.figure, self._axes = figure, figure.subplots()
         horizontal, vertical = target.window
-        if target.density is not None:
+        if target.centres is not None:
+            for centre, sd in zip(target.centres, target.sd):
+                self._axes.add_patch(Circle(centre, max(3 * sd, 0.05), color=TARGET, alpha=0.5))
+        elif target.density is not None:
             x = np.stack(
                 np.meshgrid(np.linspace(*horizontal, 300), np.linspace(*vertical, 300)), -1
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import ot
@@ -13,6 +14,7 @@ import learning_demo
 from generative.networks import Critic
 from generative.objectives import OBJECTIVES
 from generative.objectives.adversarial import WganGp
+from generative.objectives.objective import Objective, descend
 from generative.objectives.transport import Sinkhorn
 from learning_demo import Config, Training, check, saved_config, train
 
@@ -269,3 +271,18 @@ def test_sinkhorn_shrinks_plainly_and_not_when_debiased():
         for _ in range(200):
             objective.update(Fixed(y))
         assert float(generator.x.detach().var()) == pytest.approx(variance, rel=0.04)
+
+
+def test_the_objective_of_the_readme_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    code = next(block for block in text.split("```python\n")[1:] if "(Objective)" in block)
+    names = {"Objective": Objective, "descend": descend, "torch": torch}
+    exec(code.split("```")[0], names)
+    monkeypatch.setitem(OBJECTIVES, "mine", names["MeanAndSpread"])
+    metrics = train(
+        Config(
+            **SMALL, objective="mine", lr=1e-2, epochs=60, plot_interval=30,
+            average=0.5, output_dir=str(tmp_path), data_type="uniform",
+        )
+    )  # fmt: skip
+    assert metrics["steps"] == 120 and metrics["w1"] < 0.4
