@@ -2038,9 +2038,10 @@ def _scaled_averages(problem: _Histograms, x: _Averages, stage: np.ndarray) -> _
             s, s_last = s_next, s
             if step + 1 < len(stage):
                 K *= G
-    u, v, log_u, log_u_last, log_q, log_row, log_column = (
-        torch.as_tensor(y) for y in (u, v, log_u, log_u_last, log_q, log_row, xp.log(column))
+    u, v, log_u, log_u_last, log_q, log_row, column = (
+        torch.as_tensor(y) for y in (u, v, log_u, log_u_last, log_q, log_row, column)
     )
+    log_column = column.log()
     # Entries at the kernel's floor must not matter to any row, nor to a column with mass.
     spread = (log_row - v.sum(-1, keepdim=True).log()).amin()
     reach = log_column - u.sum(-1, keepdim=True).log()
