@@ -30,12 +30,18 @@ def programme(A, M, weights):
     columns = sp.kron(np.ones((1, n)), sp.eye(n))
     upper = sp.hstack([sp.block_diag([rows] * count), -sp.vstack([sp.eye(n)] * count)])
     lower = sp.hstack([sp.block_diag([columns] * count), sp.csr_matrix((n * count, n))])
-    found = scipy.optimize.linprog(
-        np.concatenate([w * M.ravel() / scale for w in weights] + [np.zeros(n)]),
-        A_eq=sp.vstack([upper, lower]),
-        b_eq=np.concatenate([np.zeros(n * count), (A / A.sum(0)).T.ravel()]),
-        method="highs",
-    )
+    # Tolerances as tight as HiGHS has them: a weight of 1e-8 is below the usual ones.
+    options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    for presolve in (True, False):
+        found = scipy.optimize.linprog(
+            np.concatenate([w * M.ravel() / scale for w in weights] + [np.zeros(n)]),
+            A_eq=sp.vstack([upper, lower]),
+            b_eq=np.concatenate([np.zeros(n * count), (A / A.sum(0)).T.ravel()]),
+            method="highs",
+            options=options | {"presolve": presolve},
+        )
+        if found.status == 0:
+            break
     assert found.status == 0
     return scale * found.fun
 
