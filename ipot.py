@@ -2139,7 +2139,7 @@ def _certified(
     lower = (problem.weights * gains).sum(1) + least - slack
     value = _round_up((problem.weights * costs).sum(1) + slack, dtype)
     lower_bound = torch.minimum(-_round_up(-lower, dtype), value)
-    rounding = 8 * torch.finfo(dtype).eps * cost.largest + 1e-11 * cost.span + 4 * slack
+    rounding = 8 * torch.finfo(dtype).eps * cost.largest + 1e-9 * cost.span + 4 * slack
     converged = value - lower_bound <= max(tol, 1e-9) * value.abs() + rounding
 
     def shaped(x: Tensor) -> Tensor:
