@@ -32,8 +32,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
 import ipot
-from generative.checkpoints import new_run_folder, written_whole
-from generative.plots import has_display, save_figure
+from generative.checkpoints import new_run_folder
+from generative.plots import has_display, save_figure, save_gif
 
 INK = "gray_r"  # dark mass on white
 
@@ -278,8 +278,8 @@ def four_shapes(size: int) -> np.ndarray:
 def corner_weights(count: int) -> np.ndarray:
     """Weights (count, count, 4) of the corners, bilinear over a square."""
     t = np.linspace(0, 1, count)
-    along, down = np.stack([1 - t, t], 1), np.stack([1 - t, t], 1)
-    return (down[:, None, :, None] * along[None, :, None, :]).reshape(count, count, 4)
+    side = np.stack([1 - t, t], 1)
+    return (side[:, None, :, None] * side[None, :, None, :]).reshape(count, count, 4)
 
 
 def around(count: int) -> Iterator[tuple[int, int]]:
@@ -319,10 +319,7 @@ def make_shapes(config: Config, folder: Path) -> None:
         for place in around(config.mixtures)
     ]
     durations = [600 if k % (config.mixtures - 1) == 0 else 120 for k in range(len(frames))]
-    with written_whole(folder / "shapes.gif") as temporary:
-        frames[0].save(
-            temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0
-        )
+    save_gif(frames, durations, folder / "shapes.gif")
 
 
 # --------------------------------------------------------------------------------------- colours

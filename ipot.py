@@ -492,12 +492,11 @@ def barycenter(
     tol = _check_options(max_iter, 1, tol, exact, False)
     problem = _read_histograms(A, M, weights, grid, beta, normalize)
     if tol is not None and problem.cost.is_monge:
-        found, n_iter = _quantile_averages(problem), 0
-    else:
-        found, n_iter = _average(problem, max_iter, tol)
-        if exact:
-            found = _restricted_programmes(problem, *found[:2])
-    return _certified(problem, *found, tol or 0.0, n_iter)
+        return _certified(problem, *_quantile_averages(problem), tol, 0)
+    if exact:
+        near = _last(_averages(problem, max_iter, _growing_steps(problem)))
+        return _certified(problem, *_restricted_programmes(problem, near), tol, near.t)
+    return _average(problem, max_iter, tol)
 
 
 @dataclass(frozen=True, eq=False)
@@ -695,8 +694,8 @@ def ipot_barycenter(
     if np.ndim(A) > 2 or np.ndim(weights) > 1:
         raise ValueError("A must have shape (n, K) and weights (K,); batches are for barycenter()")
     problem = _read_histograms(A, M, weights, None, beta, False)
-    iterate = _last(_averages(problem, _equal_steps(numItermax, problem.beta)))
-    return problem.give_back(torch.softmax(iterate.log_q[0], dim=-1))
+    iterate = _last(_averages(problem, numItermax, lambda t: problem.beta / t))
+    return problem.give_back(iterate.histogram()[0])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1948,31 +1947,33 @@ class _Averages:
         """log A / s: near an optimal dual variable; the weighted sum over k vanishes."""
         return self.log_A / self.s
 
+    def histogram(self) -> Tensor:
+        return torch.softmax(self.log_q.flatten(1), 1).view_as(self.log_q)
 
-def _growing_steps(max_iter: int, beta: float, span: float) -> Iterator[np.ndarray]:
+
+def _stages(max_iter: int, temperature: Callable[[int], float]) -> Iterator[np.ndarray]:
     """The 1 / eps of all iterations, in stages on which they grow by equal amounts.
 
-    So a kernel grows by a product with the same matrix throughout a stage. The ends of the stages
-    lie on the curve that :func:`barycenter` states.
+    So a kernel grows by a product with the same matrix throughout a stage. At the ends of stages
+    eps is temperature(t).
     """
     t, s = 0, 0.0
     while t < max_iter:
         t_end = min(max_iter, max(t + 1, int(1.4 * t)))
-        s_end = 1 / max(beta / t_end**2, span / t_end**2.5, 3e-6 * span)
+        s_end = 1 / temperature(t_end)
         yield np.linspace(s, s_end, t_end - t + 1)[1:]
         t, s = t_end, s_end
 
 
-def _equal_steps(max_iter: int, beta: float) -> Iterator[np.ndarray]:
-    """1 / eps = t / beta, in stages; Algorithm 2 as it is."""
-    t = 0
-    while t < max_iter:
-        t_end = min(max_iter, max(t + 1, int(1.4 * t)))
-        yield np.arange(t + 1, t_end + 1) / beta
-        t = t_end
+def _growing_steps(problem: _Histograms) -> Callable[[int], float]:
+    """The temperatures that :func:`barycenter` states; Algorithm 2 has beta / t."""
+    beta, span = problem.beta, problem.cost.span or 1.0
+    return lambda t: max(beta / t**2, span / t**2.5, 3e-6 * span)
 
 
-def _averages(problem: _Histograms, stages: Iterator[np.ndarray]) -> Iterator[_Averages]:
+def _averages(
+    problem: _Histograms, max_iter: int, temperature: Callable[[int], float]
+) -> Iterator[_Averages]:
     """IPOT-WB, yielding at the end of each stage.
 
     An iteration fits the plans' columns to the inputs, takes q as the geometric mean of their rows
@@ -1981,7 +1982,7 @@ def _averages(problem: _Histograms, stages: Iterator[np.ndarray]) -> Iterator[_A
     start = torch.zeros_like(problem.p).expand(len(problem.weights), *problem.p.shape)
     x = _Averages(0, 0.0, 0.0, start, start, None, start, start)
     small = len(problem.cost.axes) == 1 and start[..., :1].numel() * start.shape[-1] ** 2 <= 2**22
-    for stage in stages:
+    for stage in _stages(max_iter, temperature):
         found = _scaled_averages(problem, x, stage) if small else None
         x = found or _log_averages(problem, x, stage)
         yield x
@@ -2060,19 +2061,16 @@ def _scaled_averages(problem: _Histograms, x: _Averages, stage: np.ndarray) -> _
     )
 
 
-def _average(
-    problem: _Histograms, max_iter: int, tol: float | None
-) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
-    """(q, f, costs of the plans) of each weight vector, after `max_iter` or once the gap is tol."""
-    cost = problem.cost
-    stages = _growing_steps(max_iter, problem.beta, cost.span or 1.0)
-    for x in _averages(problem, stages):
+def _average(problem: _Histograms, max_iter: int, tol: float | None) -> Barycenter:
+    """The iterate, after `max_iter` or once every gap is within tol."""
+    for x in _averages(problem, max_iter, _growing_steps(problem)):
         if x.t == max_iter or (tol and x.t > 20):
-            q = torch.softmax(x.log_q.flatten(1), 1).view_as(x.log_q)
-            found = q, x.potential(), _plan_costs(problem, x, q)
-            if tol and _all(_certified(problem, *found, tol).converged):
+            q = x.histogram()
+            costs = _plan_costs(problem, x, q)
+            found = _certified(problem, q, x.potential(), costs, tol or 0.0, x.t)
+            if tol and _all(found.converged):
                 break
-    return found, x.t
+    return found
 
 
 def _plan_costs(problem: _Histograms, x: _Averages, q: Tensor) -> Tensor:
@@ -2113,14 +2111,13 @@ def _rounded_costs(
     for k, axis in enumerate(cost.axes):
         total = total + (log_A + cost.log_product(log_B, s, weighted=k)).exp().sum(bins)
         others = tuple(i for i in bins if i != k + 2)
-        ends = (y.sum(others) if others else y for y in (missing_q, missing_p))
-        left, right = ends
+        left, right = (y.sum(others) if others else y for y in (missing_q, missing_p))
         total = total + (left * (right @ axis.C.T)).sum(-1) / right.sum(-1).clamp_min(1e-300)
     return total + 64 * _EPS * cost.largest
 
 
 def _certified(
-    problem: _Histograms, q: Tensor, f: Tensor, costs: Tensor, tol: float, n_iter: int = 0
+    problem: _Histograms, q: Tensor, f: Tensor, costs: Tensor, tol: float, n_iter: int
 ) -> Barycenter:
     """What potentials f (W, K, *shape) and plans of these costs (W, K) prove about q.
 
@@ -2225,10 +2222,9 @@ def _best_bins(
     return to, least
 
 
-def _restricted_programmes(
-    problem: _Histograms, q: Tensor, f: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _restricted_programmes(problem: _Histograms, near: _Averages) -> tuple[Tensor, Tensor, Tensor]:
     """Optimal q and f, from near-optimal ones, and the costs of optimal plans."""
+    q, f = near.histogram(), near.potential()
     C = problem.cost.matrix().cpu().numpy()
     p, shape = problem.p.flatten(1).cpu().numpy(), q.shape[1:]
     found = [
@@ -2656,10 +2652,7 @@ def _read_histograms(
     if bool((mass < 1e-280).any()):
         raise ValueError(f"A's columns must have a mass above 1e-280; got {_brief(mass)}")
     p = p / mass.view(-1, *(1,) * (p.ndim - 1))
-    shares = _read_shares(weights, count, p, normalize)
-    total = None
-    if normalize and weights is not None:
-        total = weights.detach().double().sum(-1).reshape(-1, 1)
+    shares, total = _read_shares(weights, count, p, normalize)
     if grid is None:
         n = len(A)
         if M.shape != (n, n):
@@ -2681,7 +2674,7 @@ def _read_histograms(
         p,
         mass,
         shares.reshape(-1, count),
-        total,
+        total.reshape(-1, 1) if normalize else None,
         tuple(shares.shape[:-1]),
         cost,
         float(step),
@@ -2691,10 +2684,12 @@ def _read_histograms(
     )
 
 
-def _read_shares(weights: Tensor | None, count: int, like: Tensor, normalize: bool) -> Tensor:
-    """Weights (..., K) of a barycenter's inputs, float64, of sum 1."""
+def _read_shares(
+    weights: Tensor | None, count: int, like: Tensor, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Weights (..., K) of a barycenter's inputs, float64, of sum 1; and what they summed to."""
     if weights is None:
-        return like.new_full((count,), 1 / count, dtype=torch.float64)
+        weights = like.new_full((count,), 1 / count, dtype=torch.float64)
     if weights.ndim < 1 or weights.shape[-1] != count or weights.numel() == 0:
         raise ValueError(
             f"weights must have shape (..., {count}), one for each input; got "
@@ -2707,7 +2702,7 @@ def _read_shares(weights: Tensor | None, count: int, like: Tensor, normalize: bo
         raise ValueError(
             f"weights must sum to 1; they sum to {_brief(total)} (normalize=True scales them)"
         )
-    return shares / total
+    return shares / total, total
 
 
 def _grid_cost(grid: float | tuple[float, ...], p: Tensor) -> _AxisCost:
@@ -2769,7 +2764,7 @@ def _read_free_support(
         _check_weights(f"a_list[{k}]", masses[k])
     if init is None:
         _check_count("n_points", n_points)
-        _check_count("seed + 1", seed + 1)
+        _check_count("seed", seed, least=0)
         draw = np.random.default_rng(seed)
         chance = torch.cat([a.double() / a.double().sum() for a in masses]).cpu().numpy() / count
         few = np.count_nonzero(chance) < n_points
@@ -2794,7 +2789,7 @@ def _read_free_support(
                 f"{name} must have the mass of a_list[0], {float(masses[0].sum()):.9g}; got "
                 f"{float(mass.sum()):.9g}"
             )
-    shares = _read_shares(weights, count, clouds[0], normalize)
+    shares, _ = _read_shares(weights, count, clouds[0], normalize)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")
     return clouds, masses, b, shares.tolist(), init, give_back
@@ -2932,11 +2927,11 @@ def _sparse(
     return scipy.sparse.coo_matrix((values, (rows.cpu().numpy(), columns.cpu().numpy())), shape)
 
 
-def _check_count(name: str, value: int) -> None:
+def _check_count(name: str, value: int, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def _as_float(name: str, value: float) -> float:

@@ -299,7 +299,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
     config = run.config
     x, y, other = run.sample(50000, seed=3)
     metrics = all_metrics(x, y, other, run.target)
-    metrics |= {"samples": len(y), "steps": run.epoch * config.steps_per_epoch}
+    metrics |= {"samples": len(y), "steps": run.updates}
     w1, w1_floor = metrics["w1"], metrics["w1_floor"]
     with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(run.history[0]))
@@ -425,9 +425,9 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
-    positive = {"lr": 0, "beta": 1e-9, "reg": 1e-9, "clip": 0, "penalty": 0}
-    for name, low in positive.items():
-        high = 1e9 if low else 1e6
+    small, wide = (0, 1e6), (1e-9, 1e9)
+    ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "penalty": small}
+    for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or not low < value < high:
             raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")

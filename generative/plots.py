@@ -34,6 +34,13 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
+def save_gif(images: Sequence[Image.Image], durations: Sequence[int], path: Path) -> None:
+    """Write pictures as a GIF that starts again at its end; durations in milliseconds."""
+    first, *rest = images
+    with written_whole(path) as temporary:
+        first.save(temporary, save_all=True, append_images=rest, duration=list(durations), loop=0)
+
+
 def frame(samples: np.ndarray, target: Target) -> np.ndarray:
     """What a figure shows of samples (n, dim).
 
@@ -163,8 +170,4 @@ def save_animation(
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
         images.append(image.convert("RGB").quantize(32))
-    durations = [150] * (len(images) - 1) + [2000]
-    with written_whole(path) as temporary:
-        images[0].save(
-            temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
-        )
+    save_gif(images, [150] * (len(images) - 1) + [2000], path)

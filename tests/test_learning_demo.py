@@ -138,18 +138,23 @@ def test_training_brings_the_distance_down(tmp_path):
     assert metrics["w1"] < 0.3 and metrics["w1"] < start / 2
 
 
-def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatch):
-    whole = train(small(tmp_path / "whole"))
+def train_and_interrupt(config, after):
+    """A run that gets Ctrl-C after so many epochs."""
 
-    def stop_in_epoch_5(self, run_epoch=Training.run_epoch):
-        if self.epoch == 4:
+    def stop(self, run_epoch=Training.run_epoch):
+        if self.epoch == after:
             raise KeyboardInterrupt
         run_epoch(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "run_epoch", stop_in_epoch_5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "run_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(small(tmp_path / "cut"))
+            train(config)
+
+
+def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path):
+    whole = train(small(tmp_path / "whole"))
+    train_and_interrupt(small(tmp_path / "cut"), after=4)
     cut = tmp_path / "cut" / "gaussian"
     assert not (cut / "metrics.json").exists()
     resumed = train(dataclasses.replace(saved_config(str(cut)), show=False))

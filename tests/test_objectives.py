@@ -17,6 +17,7 @@ from generative.objectives.adversarial import WganGp
 from generative.objectives.objective import Objective, descend
 from generative.objectives.transport import Sinkhorn
 from learning_demo import Config, Training, check, saved_config, train
+from tests.test_learning_demo import train_and_interrupt
 
 CRITICS = [name for name in OBJECTIVES if name in ("wgan", "wgan-gp")]
 SMALL = {"data_size": 400, "batchsize": 32, "g_dim": 16, "c_dim": 16, "num_proximal": 10}
@@ -179,23 +180,14 @@ def test_critic_scales_its_input():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_trains_and_resumes_to_the_same_numbers(tmp_path, monkeypatch, name):
+def test_every_objective_trains_and_resumes_to_the_same_numbers(tmp_path, name):
     def config(folder):
         return Config(
             **SMALL, objective=name, epochs=4, plot_interval=2, output_dir=str(tmp_path / folder)
         )
 
     whole = train(config("whole"))
-
-    def stop(self, run_epoch=Training.run_epoch):
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-        run_epoch(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "run_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config("cut"))
+    train_and_interrupt(config("cut"), after=2)
     folder = next((tmp_path / "cut").iterdir())
     resumed = train(dataclasses.replace(saved_config(str(folder)), show=False))
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
