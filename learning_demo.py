@@ -3,6 +3,7 @@
     python learning_demo.py
     python learning_demo.py --data-type mixture --seed 1
     python learning_demo.py --objective wgan-gp --data-type mixture
+    python learning_demo.py --data-path points.npy
     python learning_demo.py --resume outputs/mixture
 
 Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
@@ -36,7 +37,10 @@ from generative.checkpoints import (
 )
 from generative.metrics import all_metrics, wasserstein_distances
 from generative.objectives import OBJECTIVES
-from generative.targets import TARGETS
+from generative.objectives.unbalanced import CONJUGATES
+from generative.targets import TARGETS, Target, from_file
+
+LATENTS = ("uniform", "lattice", "gaussian", "gaussians")
 
 
 @dataclass
@@ -51,17 +55,23 @@ class Config:
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
 
-    objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan or wgan-gp
+    data_path: str = ""  # your own data instead: a .npy file, an array of shape (n, d)
+    objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp, ...
     steps_per_epoch: int = 2  # minibatches, and so updates of the generator, in a round
     num_proximal: int = 50  # IPOT iterations for each plan
     target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
     reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance
     debiased: bool = True  # whether sinkhorn's cost is debiased; plain, its samples shrink
-    n_critic: int = 5  # steps of a critic for each of the generator
+    n_critic: int = 5  # steps of a critic for each of the generator; assignment: rounds
+    critic_lr: float = 0.0  # a critic's learning rate; 0: lr
     clip: float = 0.01  # wgan: largest weight of the critic
-    penalty: float = 0.1  # wgan-gp: weight of the penalty on the critic's slope
+    penalty: float = 0.1  # wgan-gp, uotm: weight of the penalty on the critic's slope
+    conjugate: str = "kl"  # uotm: price of unequal masses: linear (OTM), kl, chi2 or softplus
+    tau: float = 0.1  # uotm: weight of the transport cost
     c_dim: int = 128  # width of a critic's hidden layers
-    latent: str = "uniform"  # noise: uniform in [-1, 1] or gaussian
+    latent: str = "uniform"  # noise: uniform in [-1, 1], lattice, gaussian or gaussians
+    latent_centres: int = 10000  # how many gaussians, their centres drawn from a standard normal
+    latent_sigma: float = 0.1  # their standard deviation
     z_dim: int = 2  # dimensions of the noise
     x_dim: int = 0  # dimensions of a sample; 0: those of the target
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half
@@ -114,7 +124,7 @@ class Training:
     def __init__(self, config: Config):
         self.config = config
         self.device = torch.device(_device_name(config.device))
-        self.target = TARGETS[config.data_type]
+        self.target = open_target(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.data = self.target.draw(config.data_size, self.rng)
         self.generator = Generator(config.z_dim, config.g_dim, self.target.dim).to(self.device)
@@ -122,6 +132,10 @@ class Training:
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
+        if config.latent == "gaussians":
+            own = torch.Generator(self.device).manual_seed(config.seed)
+            shape = config.latent_centres, config.z_dim
+            self.centres = torch.randn(shape, generator=own, device=self.device)
         self.updates = 0  # of the generator
         self.position = 0  # in the data set
         self.objective = OBJECTIVES[config.objective](config, self.generator, self)
@@ -133,10 +147,16 @@ class Training:
 
     def noise(self, n: int | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Noise (n, z_dim); a minibatch of the training if nothing is said."""
-        n, rng = n or self.config.batchsize, rng or self.rng
+        if n is None and self.config.latent == "lattice":
+            return lattice(self.config.batchsize, self.config.z_dim, self.rng)
+        shape, rng = (n or self.config.batchsize, self.config.z_dim), rng or self.rng
+        if self.config.latent in ("uniform", "lattice"):
+            return 2 * torch.rand(shape, generator=rng, device=self.device) - 1
+        z = torch.randn(shape, generator=rng, device=self.device)
         if self.config.latent == "gaussian":
-            return torch.randn(n, self.config.z_dim, generator=rng, device=self.device)
-        return 2 * torch.rand(n, self.config.z_dim, generator=rng, device=self.device) - 1
+            return z
+        chosen = torch.randint(len(self.centres), shape[:1], generator=rng, device=self.device)
+        return self.centres[chosen] + self.config.latent_sigma * z
 
     def points(self) -> Tensor:
         """The next minibatch of the data set, which is walked through again and again."""
@@ -166,7 +186,7 @@ class Training:
     @torch.no_grad()
     def mapped_grid(self) -> np.ndarray:
         """Where the generator takes the lines of a square grid in two dimensions of noise."""
-        reach = 2.0 if self.config.latent == "gaussian" else 1.0
+        reach = 1.0 if self.config.latent in ("uniform", "lattice") else 2.0
         t, places = torch.linspace(-reach, reach, 200), torch.linspace(-reach, reach, 21)
         upright = torch.stack(torch.meshgrid(places, t, indexing="ij"), -1)
         lines = torch.cat((upright, upright.flip(-1))).to(self.device)
@@ -174,10 +194,14 @@ class Training:
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """n generated samples and two sets of 50,000 target samples, none seen in training."""
+        """n generated samples and two sets of 50,000 target samples, none seen in training.
+
+        Fewer where the target is the user's data.
+        """
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
         x = self.sampler()(self.noise(n, rng))
-        return x, self.target.draw(50000, rng), self.target.draw(50000, rng)
+        y, other = self.target.two_sets(50000, rng)
+        return x[: len(y)], y, other
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
@@ -225,6 +249,22 @@ class Training:
         self.rng.set_state(state["rng"].cpu())
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.frames = state["history"], state["frames"]
+
+
+def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    """Noise uniform in [-1, 1] that fills the cube evenly, (n, dim): a randomly shifted lattice.
+
+    Independent noise leaves gaps and clusters, so that minibatch plans move points between modes.
+    Steps by powers of the root r of x^(dim + 1) = x + 1, the golden ratio's kin (Cranley, Patterson
+    1976 for the shift; Roberts 2018 for the steps).
+    """
+    r = 1.5
+    for _ in range(60):
+        r = (1 + r) ** (1 / (dim + 1))
+    steps = r ** -torch.arange(1, dim + 1, dtype=torch.float64, device=rng.device)
+    shift = torch.rand(dim, generator=rng, dtype=torch.float64, device=rng.device)
+    count = torch.arange(n, dtype=torch.float64, device=rng.device)[:, None]
+    return (2 * torch.frac(count * steps + shift) - 1).float()
 
 
 def train(config: Config) -> dict:
@@ -308,7 +348,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
     with written_whole(folder / "generator.pt") as path:
         torch.save(run.sampler().state_dict(), path)
 
-    title = f"{config.data_type}: W1 {w1:.4f}, between two target samples {w1_floor:.4f}"
+    title = f"{_name(config)}: W1 {w1:.4f}, between two target samples {w1_floor:.4f}"
     fit.show(plots.frame(x.cpu().numpy(), run.target), title)
     plots.save_figure(fit.figure, folder / "final.png")
     figure = plots.curves(run.history, w1_floor)
@@ -327,7 +367,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
 
 
 def _title(config: Config, row: dict) -> str:
-    return f"{config.data_type}, epoch {row['epoch']}: W1 {row['w1']:.4f}"
+    return f"{_name(config)}, epoch {row['epoch']}: W1 {row['w1']:.4f}"
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -341,10 +381,9 @@ def _write_json(path: Path, content: dict) -> None:
 def _open_run(config: Config) -> tuple[Config, Path]:
     """Checked settings and the folder to work in."""
     if not config.resume:
-        check(config)
-        dim = TARGETS[config.data_type].dim
-        config = dataclasses.replace(with_published(config), x_dim=dim)
-        return config, new_run_folder(config.output_dir, config.data_type)
+        config = with_defaults(config)
+        config = dataclasses.replace(config, x_dim=check(config).dim)
+        return config, new_run_folder(config.output_dir, _name(config))
     saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
         given, kept = getattr(config, field.name), getattr(saved, field.name)
@@ -361,17 +400,36 @@ def _open_run(config: Config) -> tuple[Config, Path]:
     return config, Path(config.resume)
 
 
-def with_published(config: Config) -> Config:
-    """The settings that the objective's authors use, for fields left at their defaults."""
+def with_defaults(config: Config, quiet: bool = False) -> Config:
+    """The objective's own defaults, mostly its authors', for fields left at those of Config.
+
+    Raises
+    ------
+    ValueError
+        If there is no such objective.
+    """
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
     changes = {
         name: value
-        for name, value in OBJECTIVES[config.objective].published.items()
+        for name, value in OBJECTIVES[config.objective].defaults.items()
         if getattr(config, name) == getattr(Config, name)
     }
-    if changes:
+    if changes and not quiet:
         told = ", ".join(f"{name} {value}" for name, value in changes.items())
-        print(f"As its authors do, {config.objective} takes {told} unless you say otherwise")
+        print(f"{config.objective} takes {told} unless you say otherwise")
     return dataclasses.replace(config, **changes)
+
+
+def open_target(config: Config) -> Target:
+    """The target of that name, or the user's data."""
+    if config.data_path:
+        return from_file(config.data_path, config.seed)
+    return TARGETS[config.data_type]
+
+
+def _name(config: Config) -> str:
+    return Path(config.data_path).stem if config.data_path else config.data_type
 
 
 def saved_config(folder: str) -> Config:
@@ -392,20 +450,24 @@ def saved_config(folder: str) -> Config:
     return dataclasses.replace(saved, resume=folder, show=Config.show)
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot work, in one line that names the field.
+def check(config: Config) -> Target:
+    """Refuse settings that cannot work, in one line that names the field; give the target.
 
     Raises
     ------
     ValueError
         With the field, what it got and what it accepts.
     """
-    if config.data_type not in TARGETS:
-        raise ValueError(f"data_type: got {config.data_type!r}; accepts {', '.join(TARGETS)}")
-    if config.objective not in OBJECTIVES:
-        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
-    if config.latent not in ("uniform", "gaussian"):
-        raise ValueError(f"latent: got {config.latent!r}; accepts uniform, gaussian")
+    names = {
+        "data_type": TARGETS,
+        "objective": OBJECTIVES,
+        "latent": LATENTS,
+        "conjugate": CONJUGATES,
+    }
+    for name, known in names.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise ValueError(f"{name}: got {value!r}; accepts {', '.join(known)}")
     least = {
         "data_size": 2,
         "batchsize": 2,
@@ -416,6 +478,7 @@ def check(config: Config) -> None:
         "target_batchsize": 0,
         "n_critic": 1,
         "c_dim": 1,
+        "latent_centres": 1,
         "z_dim": 1,
         "x_dim": 0,
         "g_dim": 2,
@@ -426,21 +489,30 @@ def check(config: Config) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
     small, wide = (0, 1e6), (1e-9, 1e9)
-    ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "penalty": small}
+    ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "tau": wide}
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or not low < value < high:
             raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")
-    if not isinstance(config.average, (int, float)) or not 0 <= config.average < 1:
-        raise ValueError(f"average: got {config.average!r}; accepts numbers from 0 to below 1")
+    from_zero = {"average": 1, "critic_lr": 1e6, "penalty": 1e6, "latent_sigma": 1e6}
+    for name, high in from_zero.items():
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or not 0 <= value < high:
+            raise ValueError(f"{name}: got {value!r}; accepts numbers from 0 to below {high:g}")
     if config.target_batchsize and OBJECTIVES[config.objective].one_size:
         raise ValueError(
             f"target_batchsize: got {config.target_batchsize}; {config.objective} accepts 0"
         )
-    dim = TARGETS[config.data_type].dim
-    if config.x_dim not in (0, dim):
-        raise ValueError(f"x_dim: got {config.x_dim}; {config.data_type} accepts {dim}")
+    target = open_target(config)
+    if config.x_dim not in (0, target.dim):
+        raise ValueError(f"x_dim: got {config.x_dim}; {_name(config)} accepts {target.dim}")
+    if OBJECTIVES[config.objective].maps_source and config.z_dim < target.dim:
+        raise ValueError(
+            f"z_dim: got {config.z_dim}; {config.objective}, whose noise begins with a point of "
+            f"the source, accepts integers from {target.dim} up"
+        )
     _device_name(config.device)
+    return target
 
 
 def _device_name(name: str) -> str:

@@ -21,7 +21,8 @@ class Critic(nn.Module):
             layers += [nn.Linear(size, following), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
         self.register_buffer("mean", data.mean(0))
-        self.register_buffer("std", data.std(0))
+        std = data.std(0)
+        self.register_buffer("std", std.where(std > 0, 1))
         self.to(data.device)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):

@@ -45,10 +45,10 @@ def frame(samples: np.ndarray, target: Target) -> np.ndarray:
     """What a figure shows of samples (n, dim).
 
     On the line their density in equal bins over the target's window, shape (BINS,), where what lies
-    outside the window counts in the total; on the plane the first ones, shape (DOTS, 2).
+    outside the window counts in the total; otherwise the first ones on the plane, shape (DOTS, 2).
     """
     if target.dim > 1:
-        return samples[:DOTS].round(4)
+        return target.shown(samples[:DOTS]).round(4)
     counts, edges = np.histogram(samples, bins=BINS, range=target.window[0])
     return counts / (len(samples) * np.diff(edges))
 
@@ -110,7 +110,7 @@ class PlaneFitPlot(FitPlot):
                 target.density(x) ** 0.5, extent=extent, origin="lower", aspect="auto", **colours
             )
         else:
-            y = target.draw(DOTS, torch.Generator().manual_seed(0)).numpy()
+            y = target.shown(target.draw(DOTS, torch.Generator().manual_seed(0)).numpy())
             self._axes.plot(*y.T, ".", color=TARGET, markersize=2, alpha=0.4)
         (self._dots,) = self._axes.plot([], [], ".", color=GENERATED, markersize=3, alpha=0.6)
         handles = [
@@ -118,6 +118,8 @@ class PlaneFitPlot(FitPlot):
             for color, name in ((GENERATED, "generated samples"), (TARGET, "target"))
         ]
         self._axes.set(xlim=horizontal, ylim=vertical, aspect="equal")
+        if target.projection is not None:
+            self._axes.set(xlabel="first principal component", ylabel="second")
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(handles=handles, loc="upper right", fontsize=8)
 

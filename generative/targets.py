@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import multivariate_normal, norm, uniform
+from scipy.stats import multivariate_normal, norm, rv_histogram, uniform
 from sklearn.datasets import make_moons, make_swiss_roll
+from sklearn.decomposition import PCA
 from torch import Tensor
+
+LARGEST = 784  # dimensions of a user's data
 
 
 @dataclass(frozen=True)
 class Target:
-    """A distribution on the line or the plane.
+    """A distribution on the line, on the plane, or of a user's data in more dimensions.
 
     Attributes
     ----------
@@ -20,12 +24,16 @@ class Target:
         `draw(n, generator)` gives independent samples, shape (n, dim), float32, on the generator's
         device.
     window : ((float, float), ...)
-        For each dimension the part that figures show.
+        For each dimension of the figures the part that they show.
     density : function or None
         Probability density: on the line at an array of points, same shape; on the plane at points
         (..., 2), shape (...). None where there is no closed form.
     shares, centres, sd : arrays (m,), (m, dim) and (m,), or None
         Weights, means and standard deviations of the modes, for mixtures of Gaussians.
+    projection : array (dim, 2), or None
+        In more than two dimensions the plane that figures show.
+    held_out : array (m, dim), or None
+        A user's data that `draw` does not give, to compare samples with.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -34,10 +42,26 @@ class Target:
     shares: np.ndarray | None = None
     centres: np.ndarray | None = None
     sd: np.ndarray | None = None
+    projection: np.ndarray | None = None
+    held_out: np.ndarray | None = None
 
     @property
     def dim(self) -> int:
-        return len(self.window)
+        """Of a sample."""
+        return len(self.window) if self.projection is None else len(self.projection)
+
+    def shown(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (n, dim) as figures show them, (n, 1) or (n, 2)."""
+        return samples if self.projection is None else samples @ self.projection
+
+    def two_sets(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two independent sets of up to n samples, to measure distances with."""
+        if self.held_out is None:
+            return self.draw(n, generator), self.draw(n, generator)
+        rows = torch.tensor(self.held_out, device=generator.device)
+        rows = rows[torch.randperm(len(rows), generator=generator, device=generator.device)]
+        first, second = rows.chunk(2)
+        return first[:n], second[:n]
 
 
 def mixture(
@@ -129,6 +153,63 @@ def _draw_mixture(n: int, generator: torch.Generator) -> Tensor:
 
 
 _TWO = mixture([0.5, 0.5], [[-2], [2]], [1, 0.5], ((-6.0, 5.0),))
+
+
+def from_file(path: str, seed: int) -> Target:
+    """A user's data: a fifth of them, drawn by the seed, is held out to measure distances with.
+
+    Raises
+    ------
+    ValueError
+        If the file is no array of shape (n, d), n at least 100, d up to 784, of finite numbers.
+    """
+    rows = _read_rows(path)
+    rows = rows[np.random.default_rng(seed).permutation(len(rows))]
+    held_out, rows = np.split(rows, [len(rows) // 5])
+    data = torch.from_numpy(rows)
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        """At most as many as there are, each once."""
+        order = torch.randperm(len(rows), generator=generator, device=generator.device)
+        return data.to(generator.device)[order[:n]]
+
+    projection = density = None
+    if rows.shape[1] > 2:
+        projection = PCA(2, random_state=0).fit(rows).components_.T
+    if rows.shape[1] == 1:
+        density = rv_histogram(np.histogram(rows, bins="auto")).pdf
+    seen = rows if projection is None else rows @ projection
+    low, high = seen.min(0), seen.max(0)
+    margin = 0.1 * np.maximum(high - low, 1e-6 * np.maximum(abs(high), 1))
+    window = tuple(zip((low - margin).tolist(), (high + margin).tolist()))
+    return Target(draw, window, density, projection=projection, held_out=held_out)
+
+
+def _read_rows(path: str) -> np.ndarray:
+    """The array of a file, float32."""
+    accepted = f"accepts a .npy file of shape (n, d), n from 100 up, d up to {LARGEST}"
+    try:
+        rows = np.load(Path(path), allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"data_path: there is no file {path}; {accepted}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"data_path: {path} cannot be read ({error}); {accepted}") from None
+    if not isinstance(rows, np.ndarray) or not np.issubdtype(rows.dtype, np.number):
+        kind = getattr(rows, "dtype", type(rows).__name__)
+        raise ValueError(f"data_path: {path} holds {kind}, not numbers; {accepted}")
+    if (
+        np.iscomplexobj(rows)
+        or rows.ndim != 2
+        or len(rows) < 100
+        or not 0 < rows.shape[1] <= LARGEST
+    ):
+        raise ValueError(f"data_path: got {rows.dtype} of shape {rows.shape}; {accepted}")
+    with np.errstate(over="ignore"):
+        rows = rows.astype(np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"data_path: {path} has entries that are not finite in float32")
+    return rows
+
 
 TARGETS = {
     "uniform": Target(_draw_uniform, ((-0.5, 2.5),), uniform(0, 2).pdf),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import generative.metrics as metrics_module
 import learning_demo
@@ -122,6 +123,22 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path, monkeypatch, capsys, da
     generator.load_state_dict(weights(folder))
     assert generator.eval()(2 * torch.rand(10, saved["z_dim"]) - 1).shape == (10, dim)
     assert (folder / "map.png").exists() == (dim == 2)
+
+
+@pytest.mark.parametrize("d", [1, 2, 64])
+def test_a_run_on_the_users_data(tmp_path, monkeypatch, d):
+    monkeypatch.setattr(metrics_module, "POINTS", 200)
+    rows = load_digits().data[:, :d] if d == 64 else np.random.default_rng(0).normal(size=(500, d))
+    np.save(tmp_path / "mine.npy", rows)
+    config = small(tmp_path, data_path=str(tmp_path / "mine.npy"))
+    metrics = train(config)
+    folder = tmp_path / "mine"
+    assert abs(metrics["samples"] - len(rows) / 10) < 1 and np.isfinite(metrics["kl"])
+    assert metrics["w1"] > metrics["w1_floor"] > 0
+    assert {"final.png", "fit.gif", "curves.png"} <= {path.name for path in folder.iterdir()}
+    saved = saved_config(str(folder))
+    assert saved.x_dim == d
+    assert train(dataclasses.replace(saved, epochs=8, show=False))["steps"] == 16
 
 
 def test_one_seed_gives_the_same_numbers_and_a_second_folder(tmp_path):

@@ -9,19 +9,24 @@ import numpy as np
 import ot
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import learning_demo
 from generative.networks import Critic
 from generative.objectives import OBJECTIVES
 from generative.objectives.adversarial import WganGp
+from generative.objectives.assignment import PAIRS, cheapest
 from generative.objectives.objective import Objective, descend
 from generative.objectives.transport import Sinkhorn
-from learning_demo import Config, Training, check, saved_config, train
+from generative.objectives.unbalanced import CONJUGATES
+from learning_demo import Config, Training, check, lattice, saved_config, train
 from tests.test_learning_demo import train_and_interrupt
 
-CRITICS = [name for name in OBJECTIVES if name in ("wgan", "wgan-gp")]
+CRITICS = ("wgan", "wgan-gp")
+OF_NOISE = ("assignment", "assignment-fast", "uotm")  # what they do depends on the noise
 SMALL = {"data_size": 400, "batchsize": 32, "g_dim": 16, "c_dim": 16, "num_proximal": 10}
-SMALL |= {"n_critic": 2, "show": False}
+SMALL |= {"n_critic": 2, "latent_centres": 50, "show": False}
 
 
 class Points(torch.nn.Module):
@@ -35,25 +40,34 @@ class Points(torch.nn.Module):
         return self.x
 
 
+class Affine(torch.nn.Linear):
+    """A generator on the line, the identity at first."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+        torch.nn.init.ones_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+
 class Fixed:
-    """The same points each time."""
+    """The same data each time, fresh normal noise."""
 
     def __init__(self, y, updates=1001):
         self.data, self.updates, self.rng = y, updates, torch.Generator().manual_seed(0)
 
     def noise(self):
-        return None
+        return torch.randn(len(self.data), 1, generator=self.rng)
 
     def points(self):
         return self.data
 
 
 def toy(name, seed=0, n=24, **changes):
-    """An objective on fixed points, not optimised: the gradient stays where it is."""
+    """An objective, its generator, and fixed data of n points on the line."""
     rng = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, n, 1, generator=rng)
-    generator, batches = Points(x), Fixed(y)
-    config = dataclasses.replace(Config(**SMALL), **changes)
+    generator, batches = Affine() if name in OF_NOISE else Points(x), Fixed(y)
+    config = dataclasses.replace(Config(**SMALL), **{"batchsize": n, **changes})
     objective = OBJECTIVES[name](config, generator, batches)
     return objective, generator, batches
 
@@ -61,22 +75,26 @@ def toy(name, seed=0, n=24, **changes):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_update_changes_the_generator_and_gives_what_to_log(name):
     objective, generator, batches = toy(name)
-    before = generator.x.detach().clone()
+    z = batches.noise()
+    before = generator(z).detach().clone()
     logged = objective.update(batches)
     assert "loss" in logged
     for value in logged.values():
         assert value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad
-    assert not torch.equal(before, generator.x)
+    assert not torch.equal(before, generator(z))
     assert all(p.requires_grad for p in generator.parameters())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_updates_bring_the_points_to_the_target(name):
-    objective, generator, batches = toy(name, n=64, lr=5e-3, penalty=1.0, clip=0.1)
+    settings = {"clip": 0.1, "penalty": 0.0 if name == "uotm" else 1.0}
+    objective, generator, batches = toy(name, n=64, lr=5e-3, **settings)
     batches.data = 0.5 * batches.data + 3
+    z = batches.noise()
 
     def distance():
-        return ot.wasserstein_1d(generator.x.detach().numpy()[:, 0], batches.data.numpy()[:, 0])
+        x = generator(z).detach()
+        return ot.wasserstein_1d(x.numpy()[:, 0], batches.data.numpy()[:, 0])
 
     before = distance()
     for _ in range(150):
@@ -193,19 +211,43 @@ def test_every_objective_trains_and_resumes_to_the_same_numbers(tmp_path, name):
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
-def test_published_settings_apply_where_the_user_left_the_field(tmp_path, capsys):
+def test_own_defaults_apply_where_the_user_left_the_field(tmp_path, capsys):
     changes = {"c_dim": 8, "data_size": 300, "epochs": 1, "n_critic": 1, "show": False}
     train(Config(objective="wgan", batchsize=100, output_dir=str(tmp_path), **changes))
     saved = json.loads((tmp_path / "gaussian" / "config.json").read_text())
     assert saved["lr"] == 5e-5 and saved["batchsize"] == 100
-    assert "wgan takes lr 5e-05 unless" in capsys.readouterr().out
+    assert "wgan takes lr 5e-05 unless you say otherwise" in capsys.readouterr().out
 
 
-def test_gaussian_noise():
-    run = Training(Config(**SMALL, latent="gaussian", z_dim=3))
-    z = run.noise(20000)
+def test_noise():
+    def noise(**changes):
+        return Training(Config(**{**SMALL, "z_dim": 3, **changes})).noise(20000)
+
+    z = noise(latent="gaussian")
     assert z.shape == (20000, 3) and float(z.std()) == pytest.approx(1, abs=0.02)
-    assert float(Training(Config(**SMALL)).noise(20000).abs().max()) <= 1
+    for latent in ("uniform", "lattice"):
+        z = noise(latent=latent)
+        assert float(z.abs().max()) <= 1 and float(z.var()) == pytest.approx(1 / 3, abs=0.01)
+    run = Training(Config(**SMALL, latent="gaussians", latent_sigma=0.01))
+    z, centres = run.noise(2000), run.centres
+    assert centres.shape == (50, 2) and float(centres.std()) == pytest.approx(1, abs=0.2)
+    nearest = torch.cdist(z, centres).min(1)
+    assert len(nearest.indices.unique()) == 50 and float(nearest.values.max()) < 0.06
+    assert torch.equal(centres, Training(run.config).centres)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 10**6))
+def test_a_lattice_is_even_noise(n, dim, seed):
+    """Uniform over shifts; and each minibatch has its share in any half of the cube."""
+    rng = torch.Generator().manual_seed(seed)
+    z = lattice(n, dim, rng)
+    assert z.shape == (n, dim) and z.dtype == torch.float32
+    assert -1 <= float(z.min()) and float(z.max()) <= 1
+    for axis in z.T:  # the discrepancy of a lattice falls nearly as 1 / n, noise's as 1 / sqrt(n)
+        assert abs(float((axis < 0).float().mean()) - 0.5) <= 6 / n + 0.02
+    firsts = torch.cat([lattice(1, dim, rng) for _ in range(2000)])
+    assert float(firsts.mean(0).abs().max()) < 0.06
 
 
 def test_minibatches_walk_through_the_data():
@@ -236,7 +278,15 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path, monkeypatc
     "changes, message",
     [
         ({"objective": "wgangp"}, "objective: got 'wgangp'; accepts ipot, ipot-exact, sinkhorn"),
-        ({"latent": "normal"}, "latent: got 'normal'; accepts uniform, gaussian"),
+        ({"latent": "normal"}, "latent: got 'normal'; accepts uniform, lattice, gaussian"),
+        ({"conjugate": "tv"}, "conjugate: got 'tv'; accepts linear, kl, chi2, softplus"),
+        ({"tau": 0}, "tau: got 0; accepts numbers"),
+        ({"penalty": -1.0}, "penalty: got -1.0; accepts numbers from 0"),
+        ({"latent_centres": 0}, "latent_centres: got 0; accepts integers from 1 up"),
+        (
+            {"objective": "uotm", "data_type": "ring", "z_dim": 1},
+            "z_dim: got 1; uotm, whose noise begins with a point of the source, accepts integers",
+        ),
         ({"reg": 0.0}, "reg: got 0.0; accepts numbers"),
         ({"clip": -1}, "clip: got -1; accepts numbers"),
         ({"n_critic": 0}, "n_critic: got 0; accepts integers from 1 up"),
@@ -263,6 +313,115 @@ def test_sinkhorn_shrinks_plainly_and_not_when_debiased():
         for _ in range(200):
             objective.update(Fixed(y))
         assert float(generator.x.detach().var()) == pytest.approx(variance, rel=0.04)
+
+
+# ------------------------------------------------------------------------------------- assignment
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([1, 2, 3, 5, 12]))
+def test_assignment_equals_brute_force(seed, count, dim):
+    rng = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(30, dim, generator=rng), torch.randn(count, dim, generator=rng)
+    psi = torch.randn(count, generator=rng)
+    value = psi + 0.1 * torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    chosen = cheapest(x, y, psi)
+    assert chosen.shape == (30,) and chosen.dtype == torch.int64
+    best = value.min(1).values
+    torch.testing.assert_close(value.gather(1, chosen[:, None])[:, 0], best, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, grown", [("assignment", True), ("assignment-fast", False)])
+def test_rounds_of_assignment(name, grown):
+    objective, _, batches = toy(name, n=50, batchsize=50)
+    sizes = []
+    for objective.walks in (0, 50, 200, 300):
+        sizes.append(objective.minibatches(10000))
+    assert sizes == ([10, 1010, 2010, 2010] if grown else [2] * 4)
+    objective.walks = 0
+    noise, chosen = objective.new_pairs(batches)
+    assert len(noise) == len(chosen) == 50 * objective.minibatches(50)
+
+
+def test_a_walk_takes_every_pair_once():
+    objective, _generator, batches = toy("assignment", n=48, batchsize=48, n_critic=1)
+    objective.update(batches)
+    pairs = objective.pairs[0]
+    assert len(pairs) == 480
+    for _ in range(1, 480 // PAIRS):
+        objective.update(batches)
+        assert objective.pairs[0] is pairs
+    for _ in range(2):
+        objective.update(batches)
+    assert objective.pairs[0] is not pairs and objective.walks == 2
+
+
+def test_assignment_becomes_fair():
+    """Semi-discrete transport: with psi optimal each point of the data has the same share."""
+    objective, generator, batches = toy("assignment", n=20, critic_lr=3e-3, c_dim=64)
+    batches.data = batches.data + 2  # the nearest of most samples is the leftmost point
+    objective.new_pairs(batches)
+    start = {name: float(value) for name, value in objective.uniformity.items()}
+    for _ in range(100):
+        objective.new_pairs(batches)
+    assert float(objective.uniformity["unassigned"]) < start["unassigned"]
+    assert float(objective.uniformity["dispersion"]) < start["dispersion"] / 5
+    assert generator.weight.grad is None
+
+
+# -------------------------------------------------------------------------- unbalanced transport
+
+
+@pytest.mark.parametrize("name", CONJUGATES)
+def test_conjugates_are_convex_with_value_0_and_slope_1_at_0(name):
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
+    y = CONJUGATES[name](x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert float(y[2000].detach()) == pytest.approx(0, abs=1e-12)
+    assert float(slope[2000]) == pytest.approx(1, abs=1e-12)
+    assert bool((slope.diff() >= -1e-9).all()) and bool((slope >= 0).all())
+    assert bool(CONJUGATES[name](torch.tensor([1e4, -1e4])).isfinite().all())
+
+
+def test_conjugates_are_those_of_their_divergences():
+    """Psi*(x) = sup_t x t - Psi(t), by a fine grid of t."""
+    t = torch.linspace(1e-9, 60, 400001, dtype=torch.float64)
+    prices = {"kl": t * t.log() - t + 1, "chi2": (t - 1).square()}
+    x = torch.linspace(-4, 3, 15, dtype=torch.float64)
+    for name, price in prices.items():
+        highest = torch.stack([(s * t - price).max() for s in x])
+        torch.testing.assert_close(CONJUGATES[name](x), highest, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("conjugate", CONJUGATES)
+def test_the_potential_bounds_the_transport_cost_from_below(conjugate):
+    """With its c-transform any v gives a lower bound; the generator's c - v(T) is above that."""
+    objective, generator, batches = toy(
+        "uotm", n=40, conjugate=conjugate, tau=1.0, penalty=0.0, lr=3e-3
+    )
+    x = batches.noise()
+    exact = ot.emd2_1d(x[:, 0].numpy(), batches.data[:, 0].numpy()) / 2
+    dual = CONJUGATES[conjugate]
+    for _ in range(60):
+        objective.update(batches)
+        with torch.no_grad():
+            v = objective.critic(batches.data)
+            cost = (x - batches.data.T).square() / 2
+            transform = (cost - v).min(1).values
+            bound = -dual(-transform).mean() - dual(-v).mean()
+            assert float(bound) <= exact + 1e-5
+            places = torch.cat((torch.linspace(-6, 6, 2001)[:, None], generator(x)))
+            least = ((x - places.T).square() / 2 - objective.critic(places)).min(1).values
+            reached = objective.cost(x, generator(x)) - objective.critic(generator(x))
+            assert bool((least <= reached + 1e-5).all())
+
+
+def test_the_penalty_of_a_linear_potential_is_its_closed_form():
+    objective, generator, _ = toy("uotm")
+    torch.nn.init.constant_(generator.weight, 2.0)
+    noise = torch.randn(10, 1, requires_grad=True)
+    slope = objective.steepness(3 * generator(noise)[:, 0], noise, 1)
+    assert float(slope.detach()) == pytest.approx((3 * 2) ** 2)
 
 
 def test_the_objective_of_the_readme_trains(tmp_path, monkeypatch):

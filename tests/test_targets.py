@@ -17,7 +17,7 @@ from generative.metrics import (
     sliced_w2,
     wasserstein_distances,
 )
-from generative.targets import TARGETS
+from generative.targets import TARGETS, from_file
 
 LINES = [name for name, target in TARGETS.items() if target.dim == 1]
 
@@ -162,3 +162,57 @@ def test_all_metrics_come_with_their_floors():
     for name in ("w1", "w2", "sliced_w2", "mmd", "kl"):
         assert found[name] > found[name + "_floor"]
     assert found["modes_found"] == 0
+
+
+# ----------------------------------------------------------------------------------- a user's data
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_data_of_a_file_are_split_and_shown(tmp_path, d):
+    rows = np.random.default_rng(0).normal(3, 2, (1000, d))
+    np.save(tmp_path / "mine.npy", rows)
+    target = from_file(str(tmp_path / "mine.npy"), seed=0)
+    rng = torch.Generator().manual_seed(0)
+    data = target.draw(50000, rng)
+    first, second = target.two_sets(50000, rng)
+    assert target.dim == d and data.dtype == first.dtype == torch.float32
+    assert (len(data), len(first), len(second)) == (800, 100, 100)
+    everything = torch.cat((data, first, second)).numpy()
+    np.testing.assert_array_equal(
+        np.sort(everything, axis=0), np.sort(rows.astype(np.float32), axis=0)
+    )
+    assert len(target.draw(10, rng)) == 10 and len(target.two_sets(7, rng)[1]) == 7
+    shown = target.shown(data.numpy())
+    assert shown.shape == (800, min(d, 2)) and len(target.window) == min(d, 2)
+    low, high = np.array(target.window).T
+    assert ((shown > low) & (shown < high)).all()
+    assert (target.density is not None) == (d == 1)
+    if d == 1:
+        assert quad(target.density, low[0], high[0], limit=500)[0] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            np.ones((99, 2)),
+            r"got float64 of shape \(99, 2\); accepts a .npy file of shape \(n, d\)",
+        ),
+        (np.ones(500), r"got float64 of shape \(500,\)"),
+        (np.ones((200, 785)), r"shape \(200, 785\); accepts .* d up to 784"),
+        (np.ones((200, 2), dtype=complex), "got complex128"),
+        (np.full((200, 1), np.nan), "entries that are not finite"),
+        (np.full((200, 1), 1e300), "entries that are not finite"),
+        (np.array([["a"] * 3] * 200), "holds <U1, not numbers"),
+        (None, "there is no file"),
+        (b"not an array", "cannot be read"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "bad.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(ValueError, match=f"data_path: .*{message}"):
+        from_file(str(path), 0)

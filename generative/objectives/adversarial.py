@@ -5,11 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from generative.networks import Critic
-from generative.objectives.objective import Batches, Objective, descend
+from generative.objectives.objective import Batches, CriticObjective, descend
 
 
-class Wgan(Objective):
+class Wgan(CriticObjective):
     """Arjovsky, Chintala, Bottou, "Wasserstein GAN", ICML 2017: the critic's weights are clipped.
 
     The critic descends mean f(G(z)) - mean f(y), the generator -mean f(G(z)). As with its authors
@@ -17,23 +16,11 @@ class Wgan(Objective):
     and before every 500th.
     """
 
-    published: ClassVar = {"lr": 5e-5, "batchsize": 64}
+    defaults: ClassVar = {"lr": 5e-5, "batchsize": 64}
     one_size: ClassVar = True
 
-    def __init__(self, config, generator: nn.Module, batches: Batches):
-        super().__init__(config, generator, batches)
-        self.critic = Critic(batches.data, config.c_dim, batches.rng)
-        self.optimizer, self.critic_optimizer = self.optimizers()
-        self.parts = {
-            "critic": self.critic,
-            "optimizer": self.optimizer,
-            "critic_optimizer": self.critic_optimizer,
-        }
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The generator's and the critic's."""
-        networks = self.generator, self.critic
-        return [torch.optim.RMSprop(net.parameters(), lr=self.config.lr) for net in networks]
+    def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(network.parameters(), lr=lr)
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
         """`loss` is the critic's estimate of the distance, in units of its slope; it is positive
@@ -73,14 +60,10 @@ class WganGp(Wgan):
     NeurIPS 2017: the critic pays for a slope other than 1 between samples and data.
     """
 
-    published: ClassVar = {"batchsize": 256}
+    defaults: ClassVar = {"batchsize": 256}
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        networks = self.generator, self.critic
-        return [
-            torch.optim.Adam(net.parameters(), lr=self.config.lr, betas=(0.5, 0.9), fused=True)
-            for net in networks
-        ]
+    def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return CriticObjective.make_optimizer(self, network, lr)
 
     def critic_steps(self, updates: int) -> int:
         return self.config.n_critic

@@ -5,6 +5,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from generative.networks import Critic
+
 
 class Batches(Protocol):
     """Where an objective gets its points: tensors on the generator's device."""
@@ -25,16 +27,19 @@ class Objective:
 
     Attributes
     ----------
-    published : dict
-        Values that its authors use, by field of Config, for fields that the user leaves alone.
+    defaults : dict
+        By field of Config, values for fields that the user leaves alone: what its authors use.
     one_size : bool
         Whether it takes as many data as samples in a minibatch, so no `target_batchsize`.
+    maps_source : bool
+        Whether its noise begins with a point of the source, so that z_dim is at least x_dim.
     parts : dict
         The optimisers and networks that it owns, by name: what a checkpoint keeps of it.
     """
 
-    published: ClassVar[dict[str, object]] = {}
+    defaults: ClassVar[dict[str, object]] = {}
     one_size: ClassVar[bool] = False
+    maps_source: ClassVar[bool] = False
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         self.config, self.generator, self.rng = config, generator, batches.rng
@@ -53,6 +58,24 @@ class Objective:
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+
+
+class CriticObjective(Objective):
+    """An objective with a critic: `critic`, `critic_optimizer` and the generator's `optimizer`."""
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        self.critic = Critic(batches.data, config.c_dim, batches.rng)
+        self.optimizer = self.make_optimizer(generator, config.lr)
+        self.critic_optimizer = self.make_optimizer(self.critic, config.critic_lr or config.lr)
+        self.parts = {
+            "critic": self.critic,
+            "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer,
+        }
+
+    def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

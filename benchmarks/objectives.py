@@ -1,0 +1,171 @@
+"""Which objective to train a generator on: each on each target, for the same time.
+
+    python -m benchmarks.objectives
+    python -m benchmarks.objectives --objectives ipot --targets ring grid --seconds 120
+
+Every cell of the table trains the same network from scratch for `seconds` of wall-clock time on one
+thread, and is then measured on fresh samples. A cell that is in the output folder already is not
+run again, so that a run that was stopped goes on where it was. `floor` is the same distance between
+two sets of target samples, W1 on the line and W2 on the plane.
+"""
+
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from benchmarks.table import machine, show, write_csv
+from generative import plots
+from generative.checkpoints import written_whole
+from generative.metrics import mode_shares, wasserstein_distances
+from generative.objectives import OBJECTIVES
+from generative.targets import TARGETS
+from learning_demo import Config as Settings
+from learning_demo import Training, check, with_defaults
+
+PLANE = {"g_dim": 512}  # many narrow modes need a wider network, for all objectives
+TUNED = {"lr": 5e-3, "batchsize": 256, "target_batchsize": 1024, "num_proximal": 20}
+ON_THE_PLANE = {name: TUNED | {"latent": "lattice"} for name in ("ipot", "ipot-exact", "sinkhorn")}
+
+
+@dataclass
+class Config:
+    """Settings of the benchmark."""
+
+    objectives: tuple[str, ...] = tuple(OBJECTIVES)
+    targets: tuple[str, ...] = ("uniform", "gaussian", "mixture", "ring", "grid", "moons")
+    seeds: int = 3  # runs of each
+    seconds: float = 60.0  # of training for each run
+    jobs: int = 1  # runs at the same time, each on one thread
+    output_dir: str = "outputs/benchmarks/objectives"  # cells, table and figure
+
+
+def settings(objective: str, target: str, seed: int) -> Settings:
+    """Each objective's defaults, those of its authors, and the same network."""
+    changes = {}
+    if TARGETS[target].dim == 2:
+        changes = PLANE | ON_THE_PLANE.get(objective, {})
+    chosen = Settings(
+        objective=objective, data_type=target, seed=seed, epochs=10**9, device="cpu", **changes
+    )
+    return with_defaults(chosen, quiet=True)
+
+
+def run_cell(objective: str, target: str, seed: int, seconds: float) -> dict:
+    """Train and measure."""
+    torch.set_num_threads(1)
+    run, spent = Training(settings(objective, target, seed)), 0.0
+    found = {"objective": objective, "target": target, "seed": seed, "failed": ""}
+    try:
+        while spent < seconds:
+            started = time.perf_counter()
+            run.run_epoch()
+            run.logged.clear()
+            spent += time.perf_counter() - started
+    except ValueError as error:  # from the solver: samples are no longer finite
+        found["failed"] = str(error)
+    x, y, other = run.sample(50000, seed=3)
+    if not bool(x.isfinite().all()):
+        x = run.data.mean(0).expand(len(x), -1)
+        found["failed"] = found["failed"] or "samples are not finite"
+    kind = run.target.dim - 1  # W1 on the line, W2 on the plane
+    found["distance"] = wasserstein_distances(x, y)[kind]
+    found["floor"] = wasserstein_distances(other, y)[kind]
+    if run.target.centres is not None:
+        found |= mode_shares(x, run.target)
+    found |= {"steps": run.updates, "seconds": round(spent, 1)}
+    return found | {"frame": plots.frame(x.cpu().numpy(), run.target).tolist()}
+
+
+def cell_path(config: Config, cell: tuple[str, str, int]) -> Path:
+    folder = Path(config.output_dir) / f"{config.seconds:g}s"
+    return folder / "{}_{}_{}.json".format(*cell)
+
+
+def run_cells(config: Config) -> list[dict]:
+    """All cells, those that are missing being run first."""
+    cells = list(product(config.objectives, config.targets, range(config.seeds)))
+    missing = [cell for cell in cells if not cell_path(config, cell).exists()]
+    cell_path(config, cells[0]).parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.jobs, mp_context=context) as pool:
+        running = {pool.submit(run_cell, *cell, config.seconds): cell for cell in missing}
+        for done in tqdm(as_completed(running), total=len(missing), unit="cell"):
+            with written_whole(cell_path(config, running[done])) as path:
+                path.write_text(json.dumps(done.result()))
+    return [json.loads(cell_path(config, cell).read_text()) for cell in cells]
+
+
+def table(cells: list[dict]) -> list[dict]:
+    """A row for each objective and target: means over seeds, and the largest minus the smallest."""
+    rows = []
+    for objective, target in dict.fromkeys((c["objective"], c["target"]) for c in cells):
+        group = [c for c in cells if (c["objective"], c["target"]) == (objective, target)]
+        distances = [c["distance"] for c in group]
+        ratios = [c["distance"] / c["floor"] for c in group]
+        modes = ""
+        if "modes" in group[0]:
+            modes = f"{min(c['modes_found'] for c in group)} of {group[0]['modes']}"
+        rows.append(
+            {
+                "objective": objective,
+                "target": target,
+                "distance": f"W{TARGETS[target].dim}",
+                "mean": float(np.mean(distances)),
+                "spread": float(np.ptp(distances)),
+                "over floor": float(np.mean(ratios)),
+                "largest": float(np.max(ratios)),
+                "modes, fewest": modes,
+                "steps": round(np.mean([c["steps"] for c in group])),
+                "seconds": float(np.mean([c["seconds"] for c in group])),
+                "failed": sum(bool(c["failed"]) for c in group),
+            }
+        )
+    return rows
+
+
+def draw_fits(config: Config, cells: list[dict], path: Path) -> None:
+    """The first seed's fits: a row for each objective, a column for each target."""
+    rows, columns = len(config.objectives), len(config.targets)
+    figure = plt.figure(figsize=(2.6 * columns, 2.0 * rows), layout="constrained")
+    panels = figure.subfigures(rows, columns, squeeze=False)
+    for cell in cells:
+        if cell["seed"]:
+            continue
+        row = config.objectives.index(cell["objective"])
+        column = config.targets.index(cell["target"])
+        fit = plots.fit_plot(TARGETS[cell["target"]], panels[row, column])
+        title = f"{cell['objective']}: {cell['distance'] / cell['floor']:.1f}x"
+        fit.show(np.asarray(cell["frame"]), title)
+        (axes,) = panels[row, column].axes
+        axes.get_legend().remove()
+        axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
+    plots.save_figure(figure, path)
+    plt.close(figure)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    for objective, target in product(config.objectives, config.targets):
+        check(settings(objective, target, 0))
+    cells = run_cells(config)
+    rows = table(cells)
+    print(machine())
+    show(rows)
+    folder = cell_path(config, ("", "", 0)).parent
+    write_csv(rows, folder / "objectives.csv")
+    draw_fits(config, cells, folder / "objectives.png")
+    print(f"Written to {folder / 'objectives.png'}")
+
+
+if __name__ == "__main__":
+    main()

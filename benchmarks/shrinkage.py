@@ -1,0 +1,94 @@
+"""How much do samples shrink? Plain Sinkhorn pays for its entropy with variance, IPOT does not.
+
+    python -m benchmarks.shrinkage
+
+The experiment of Xie et al. 2019, section 6.3.2, on a standard normal, whose answer is known: the
+plain entropic cost is smallest for a Gaussian of variance s^2 - reg / 2. For IPOT beta is the
+proximal step, in units of the largest cost of a minibatch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from benchmarks.table import machine, show, write_csv
+from generative import plots
+from learning_demo import Config as Settings
+from learning_demo import Training
+
+
+@dataclass
+class Config:
+    """Settings of the experiment."""
+
+    steps: int = 2000  # updates of the generator in each run
+    regs: tuple[float, ...] = (0.01, 0.1, 1.0)  # of plain Sinkhorn, in units of squared distance
+    betas: tuple[float, ...] = (0.01, 0.1, 1.0)  # of IPOT
+    lr: float = 1e-3  # ten times the training script's, so that each run has settled
+    output_dir: str = "outputs/benchmarks/shrinkage"
+
+
+def standard_deviation(steps: int, **changes) -> float:
+    """Of 50,000 samples over that of the data."""
+    run = Training(Settings(device="cpu", **changes))
+    while run.updates < steps:
+        run.run_epoch()
+        run.logged.clear()
+    x, y, _ = run.sample(50000, seed=3)
+    return float(x.std() / y.std())
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    runs = [
+        {"objective": "sinkhorn", "debiased": False, "reg": reg, "num_proximal": 100}
+        for reg in config.regs
+    ] + [{"objective": "ipot", "beta": beta} for beta in config.betas]
+    rows = []
+    for run in tqdm(runs, unit="run"):
+        plain = run["objective"] == "sinkhorn"
+        rows.append(
+            {
+                "objective": "plain sinkhorn" if plain else "ipot",
+                "reg or beta": run["reg"] if plain else run["beta"],
+                "sd / target's": standard_deviation(config.steps, lr=config.lr, **run),
+                "predicted": predicted(run["reg"]) if plain else 1.0,
+            }
+        )
+    print(machine())
+    show(rows)
+    write_csv(rows, Path(config.output_dir) / "shrinkage.csv")
+    draw(rows, Path(config.output_dir) / "shrinkage.png")
+
+
+def predicted(reg: np.ndarray | float) -> np.ndarray | float:
+    """Standard deviation of the minimiser for a standard normal; 0 from reg = 2 on."""
+    return np.maximum(1 - np.asarray(reg) / 2, 0) ** 0.5
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=plots.SIZE, layout="constrained")
+    places = [row["reg or beta"] for row in rows]
+    reg = np.geomspace(min(places) / 2, max(places) * 1.9, 300)
+    axes.plot(reg, predicted(reg), color=plots.TARGET, label="plain Sinkhorn, predicted")
+    axes.axhline(1, color=plots.GENERATED, linestyle=":", label="the target's")
+    styles = {"plain sinkhorn": (plots.TARGET, "s"), "ipot": (plots.GENERATED, "o")}
+    for name, (color, marker) in styles.items():
+        points = [(r["reg or beta"], r["sd / target's"]) for r in rows if r["objective"] == name]
+        axes.plot(*np.array(points).T, marker, color=color, markersize=8, label=f"{name}, trained")
+    axes.set(xscale="log", ylim=(0, 1.15), xlabel="reg of Sinkhorn, beta of IPOT")
+    axes.set_ylabel("generated / target standard deviation")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    plots.save_figure(figure, path)
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    main()

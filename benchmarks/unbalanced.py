@@ -1,0 +1,259 @@
+"""Does an unbalanced transport map leave outliers out, and is it a monotone map?
+
+    python -m benchmarks.unbalanced
+
+The toy experiments of Choi, Choi, Kang 2023, with this repository's networks. Outliers: the source
+is N(0, 1), one percent of the target is N(-R, 0.1^2), the rest N(1, 0.1^2). `exact` is the share of
+the source that the optimal map takes to the outlier mode, the modes taken as points; with a linear
+conjugate (OTM) it is one percent. Map: source 1/2 N(1, 0.5^2) + 1/2 N(-1, 0.5^2), target
+2/3 N(2, 0.5^2) + 1/3 N(-1, 0.5^2).
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from scipy.optimize import minimize
+from scipy.stats import gaussian_kde, norm, spearmanr
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.table import machine, show, write_csv
+from generative import plots
+from generative.metrics import kl_divergence
+from generative.objectives.unbalanced import Uotm
+from generative.targets import Target, mixture
+from learning_demo import Config as Settings
+from learning_demo import Generator
+
+SHARE = 0.01  # of the outliers
+WINDOW = ((-4.0, 4.0),)
+
+
+@dataclass
+class Config:
+    """Settings of the experiments."""
+
+    distances: tuple[float, ...] = (1.0, 9.0, 12.0)  # R of the outliers
+    conjugates: tuple[str, ...] = ("kl", "linear")
+    seeds: int = 3
+    outlier_epochs: int = 400
+    map_epochs: int = 2000
+    data_size: int = 4000  # points of the target, and of the map's source
+    jobs: int = 1  # runs at the same time, each on one thread
+    output_dir: str = "outputs/benchmarks/unbalanced"
+
+
+def outlier_target(distance: float) -> Target:
+    return mixture([1 - SHARE, SHARE], [[1.0], [-distance]], [0.1, 0.1], WINDOW)
+
+
+MAP_SOURCE = mixture([0.5, 0.5], [[1.0], [-1.0]], [0.5, 0.5], WINDOW)
+MAP_TARGET = mixture([2 / 3, 1 / 3], [[2.0], [-1.0]], [0.5, 0.5], WINDOW)
+
+
+class Toy:
+    """Minibatches of a fixed set of target points, and of a source."""
+
+    def __init__(self, settings: Settings, target: Target, source: Tensor | None):
+        self.settings, self.source, self.updates = settings, source, 0
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.data = target.draw(settings.data_size, self.rng)
+        self.position = 0
+
+    def noise(self) -> Tensor:
+        """First the source's coordinate, fresh or from its fixed set; the rest is normal."""
+        z = torch.randn(self.settings.batchsize, self.settings.z_dim, generator=self.rng)
+        if self.source is not None:
+            z[:, :1] = self.source[torch.randint(len(self.source), (len(z),), generator=self.rng)]
+        return z
+
+    def points(self) -> Tensor:
+        if self.position + self.settings.batchsize > len(self.data):
+            self.data = self.data[torch.randperm(len(self.data), generator=self.rng)]
+            self.position = 0
+        self.position += self.settings.batchsize
+        return self.data[self.position - self.settings.batchsize : self.position]
+
+
+def trained(settings: Settings, target: Target, source: Target | None) -> Generator:
+    """A map T(x, z) after `epochs` passes through the data."""
+    torch.set_num_threads(1)
+    fixed = None
+    if source is not None:
+        fixed = source.draw(settings.data_size, torch.Generator().manual_seed(settings.seed + 1))
+    batches = Toy(settings, target, fixed)
+    generator = Generator(settings.z_dim, settings.g_dim, 1)
+    generator.initialise(batches.data, batches.rng)
+    objective = Uotm(settings, generator, batches)
+    for _ in range(settings.epochs * (settings.data_size // settings.batchsize)):
+        objective.update(batches)
+    for layer in generator.layers:  # statistics of the final weights, over many minibatches
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    with torch.no_grad():
+        for _ in range(50):
+            generator(batches.noise())
+    return generator.eval()
+
+
+def mapped(generator: Generator, source: Tensor, z_dim: int) -> Tensor:
+    rng = torch.Generator().manual_seed(5)
+    z = torch.randn(len(source), z_dim, generator=rng)
+    z[:, :1] = source
+    with torch.no_grad():
+        return generator(z)
+
+
+def outlier_run(conjugate: str, distance: float, seed: int, config: Config) -> np.ndarray:
+    """50,000 samples."""
+    settings = Settings(
+        objective="uotm", conjugate=conjugate, tau=0.1, penalty=0.01, lr=1e-4, batchsize=256,
+        data_size=config.data_size, epochs=config.outlier_epochs, seed=seed,
+    )  # fmt: skip
+    generator = trained(settings, outlier_target(distance), None)
+    source = torch.randn(50000, 1, generator=torch.Generator().manual_seed(seed + 2))
+    return mapped(generator, source, settings.z_dim)[:, 0].numpy()
+
+
+def in_outlier_mode(samples: np.ndarray, distance: float) -> float:
+    """Share nearer to the outliers than to the others."""
+    return float((samples < (1 - distance) / 2).mean())
+
+
+def exact_share(distance: float, tau: float, conjugate: str) -> float:
+    """Share of a standard normal that the optimal map takes to an outlier mode at -distance.
+
+    The semi-dual problem has one potential v for each of the two modes; x goes to the mode of the
+    smaller c(x, y) - v(y), so that a threshold parts the source.
+    """
+    if conjugate == "linear":
+        return SHARE
+    x = norm.ppf((np.arange(20000) + 0.5) / 20000)
+    modes, shares = np.array([1.0, -distance]), np.array([1 - SHARE, SHARE])
+    cost = tau / 2 * (x[:, None] - modes) ** 2
+
+    def dual(v: np.ndarray) -> float:
+        least = (cost - v).min(1)
+        return np.expm1(-least).mean() + shares @ np.expm1(-v)
+
+    v = minimize(dual, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
+    return float(((cost - v).argmin(1) == 1).mean())
+
+
+def map_run(conjugate: str, tau: float, config: Config) -> tuple[np.ndarray, np.ndarray, float]:
+    """Source points, where they go, and KL(T(mu) | nu)."""
+    settings = Settings(
+        objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=1e-5, batchsize=256,
+        data_size=config.data_size, epochs=config.map_epochs,
+    )  # fmt: skip
+    generator = trained(settings, MAP_TARGET, MAP_SOURCE)
+    rng = torch.Generator().manual_seed(7)
+    source, nu = MAP_SOURCE.draw(20000, rng), MAP_TARGET.draw(20000, rng)
+    images = mapped(generator, source, settings.z_dim)
+    return source[:, 0].numpy(), images[:, 0].numpy(), kl_divergence(images, nu)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    grid = [
+        (c, r, s) for c in config.conjugates for r in config.distances for s in range(config.seeds)
+    ]
+    maps = [("kl", 0.1), ("kl", 0.02), ("linear", 0.1)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.jobs, mp_context=context) as pool:
+        runs = {cell: pool.submit(outlier_run, *cell, config) for cell in grid}
+        map_runs = {cell: pool.submit(map_run, *cell, config) for cell in maps}
+        samples = {cell: run.result() for cell, run in tqdm(runs.items(), unit="run")}
+        found = {cell: run.result() for cell, run in tqdm(map_runs.items(), unit="map")}
+    rows = outlier_table(config, samples)
+    map_rows = [
+        {
+            "conjugate": conjugate,
+            "tau": tau,
+            "KL(T(mu) | nu)": kl,
+            "Spearman correlation": float(spearmanr(source, images).statistic),
+        }
+        for (conjugate, tau), (source, images, kl) in found.items()
+    ]
+    print(machine())
+    folder = Path(config.output_dir)
+    for name, table in (("outliers", rows), ("map", map_rows)):
+        show(table)
+        write_csv(table, folder / f"{name}.csv")
+    draw_outliers(config, samples, folder / "outliers.png")
+    draw_maps(found, folder / "map.png")
+
+
+def outlier_table(config: Config, samples: dict) -> list[dict]:
+    rows = []
+    for distance in config.distances:
+        for conjugate in config.conjugates:
+            shares = [
+                in_outlier_mode(samples[conjugate, distance, seed], distance)
+                for seed in range(config.seeds)
+            ]
+            rows.append(
+                {
+                    "outliers at": -distance,
+                    "conjugate": conjugate,
+                    "trained, %": 100 * float(np.mean(shares)),
+                    "by seed": ", ".join(f"{100 * share:.2f}" for share in shares),
+                    "exact, %": 100 * exact_share(distance, 0.1, conjugate),
+                }
+            )
+    return rows
+
+
+def draw_outliers(config: Config, samples: dict, path: Path) -> None:
+    """Densities of the first seed's samples, on a logarithmic scale so that one percent shows."""
+    figure, panels = plt.subplots(
+        1, len(config.distances), figsize=(4 * len(config.distances), 3.4), layout="constrained",
+        squeeze=False, sharey=True,
+    )  # fmt: skip
+    colors = {"kl": plots.GENERATED, "linear": "0.35"}
+    for axes, distance in zip(panels[0], config.distances):
+        x = np.linspace(-distance - 1.5, 2.5, 800)
+        axes.plot(x, outlier_target(distance).density(x), color=plots.TARGET, label="target")
+        for conjugate in config.conjugates:
+            draws = samples[conjugate, distance, 0]
+            density = gaussian_kde(draws, 0.08 / max(draws.std(), 1e-9))(x)
+            axes.plot(x, density, color=colors.get(conjugate), label=f"generated, {conjugate}")
+        axes.set(yscale="log", ylim=(1e-5, 10), xlabel="x", title=f"1 % outliers at {-distance:g}")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("density")
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    plots.save_figure(figure, path)
+    print(f"Written to {path}")
+
+
+def draw_maps(found: dict, path: Path) -> None:
+    """Source against image, with the monotone map between the two mixtures."""
+    figure, panels = plt.subplots(
+        1,
+        len(found),
+        figsize=(4 * len(found), 3.6),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    rng = torch.Generator().manual_seed(9)
+    ends = [np.sort(z.draw(50000, rng)[:, 0].numpy()) for z in (MAP_SOURCE, MAP_TARGET)]
+    for axes, ((conjugate, tau), (source, images, kl)) in zip(panels[0], found.items()):
+        axes.plot(source[:2000], images[:2000], ".", color=plots.GENERATED, markersize=2)
+        axes.plot(*ends, color=plots.TARGET, linewidth=1, label="monotone map")
+        axes.set(xlabel="source x", title=f"{conjugate}, tau {tau:g}: KL {kl:.3f}")
+    panels[0, 0].set_ylabel("T(x, z)")
+    panels[0, 0].legend(frameon=False)
+    plots.save_figure(figure, path)
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()

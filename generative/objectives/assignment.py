@@ -1,0 +1,120 @@
+"""Assignment: each sample goes to one point of the whole data set, which a critic keeps fair."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from generative.objectives.objective import Batches, CriticObjective, descend
+
+WEIGHT = 0.1  # of the squared distance, beside psi
+PAIRS = 64  # in a minibatch of the generator; its authors take 16, too few for BatchNorm
+LAST = 200  # walk on which the full schedule has grown to its end
+
+
+class Assignment(CriticObjective):
+    """ "Training Generative Networks with General Optimal Transport Distances", arXiv 1910.00535,
+    with squared distance: semi-discrete transport, whose dual variable psi is a network.
+
+    In a round samples are assigned to j = argmin psi(y_j) + 0.1 |G(z) - y_j|^2 over all data, n_j
+    of them to y_j, and psi descends mean_j psi(y_j) - sum_j n_j psi(y_j) / sum_j n_j, which makes
+    points that are taken too often dearer. After `n_critic` rounds the generator walks once through
+    the pairs of the last round and descends |G(z) - y_j|^2; an update is a minibatch of this walk.
+    Rounds grow from a fifth of the data set to ten times.
+
+    psi starts at zero, so that the first samples go to their nearest data.
+    """
+
+    defaults: ClassVar = {
+        "lr": 5e-5,
+        "critic_lr": 1e-4,
+        "n_critic": 10,
+        "data_size": 10000,
+        "batchsize": 200,
+        "steps_per_epoch": 10,
+        "latent": "gaussians",
+    }
+    one_size: ClassVar = True
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        nn.init.zeros_(self.critic.layers[-1].weight)
+        self.walks = 0
+        self.pairs: tuple[Tensor, Tensor] | None = None  # noise (m, z_dim), indices of data (m,)
+        self.place = 0  # in the pairs
+        self.uniformity: dict[str, Tensor] = {}
+
+    def update(self, batches: Batches) -> dict[str, Tensor]:
+        """`loss` is the mean squared distance between samples and the data that they go to.
+
+        Of the last round `unassigned` is the share of data that no sample goes to, and `dispersion`
+        the variance of the counts n_j over their mean: 1 where data are taken at random.
+        """
+        if self.pairs is None or self.place + 2 > len(self.pairs[0]):
+            self.pairs, self.place = self.new_pairs(batches), 0
+            self.walks += 1
+        few = slice(self.place, self.place + PAIRS)
+        noise, chosen = (of_pairs[few] for of_pairs in self.pairs)
+        self.place += PAIRS
+        loss = (self.generator(noise) - batches.data[chosen]).square().sum(1).mean()
+        descend(self.optimizer, loss)
+        return {"loss": loss.detach(), **self.uniformity}
+
+    def new_pairs(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """`n_critic` rounds; the noise of the last one and the data that its samples go to."""
+        for _ in range(self.config.n_critic):
+            minibatches = [batches.noise() for _ in range(self.minibatches(len(batches.data)))]
+            with torch.no_grad():
+                x = torch.cat([self.generator(z) for z in minibatches])
+            psi = self.critic(batches.data)
+            chosen = cheapest(x, batches.data, psi.detach())
+            counts = torch.bincount(chosen, minlength=len(psi)).to(psi.dtype)
+            descend(self.critic_optimizer, psi.mean() - (counts / len(chosen)) @ psi)
+        self.uniformity = {
+            "unassigned": (counts == 0).to(psi.dtype).mean(),
+            "dispersion": counts.var() / counts.mean(),
+        }
+        return torch.cat(minibatches), chosen
+
+    def minibatches(self, data_size: int) -> int:
+        """How many minibatches of samples a round assigns."""
+        grown = math.sqrt(min(1, self.walks / LAST))
+        return int(10 * data_size / self.config.batchsize * grown) + 10
+
+    def state_dict(self) -> dict:
+        own = {"walks": self.walks, "place": self.place, "pairs": self.pairs}
+        return super().state_dict() | own | {"uniformity": self.uniformity}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.walks, self.place = state["walks"], state["place"]
+        self.pairs, self.uniformity = state["pairs"], state["uniformity"]
+
+
+class AssignmentFast(Assignment):
+    """The same with few pairs: 5 rounds of 2 minibatches before each walk."""
+
+    defaults: ClassVar = {**Assignment.defaults, "n_critic": 5, "steps_per_epoch": 2}
+
+    def minibatches(self, data_size: int) -> int:
+        return 2
+
+
+def cheapest(x: Tensor, y: Tensor, psi: Tensor) -> Tensor:
+    """argmin_j psi_j + 0.1 |x_i - y_j|^2, for x (n, d), y (m, d) and psi (m,); shape (n,).
+
+    The data get one more coordinate, sqrt((psi_j - min psi) / 0.1), and samples a zero: then the
+    cheapest is the nearest (a power diagram is a slice of a Voronoi diagram).
+    """
+    height = ((psi - psi.min()) / WEIGHT).sqrt()
+    lifted = torch.cat((y, height[:, None]), 1)
+    if x.device.type == "cpu" and y.shape[1] <= 3:  # in more dimensions trees prune little
+        flat = torch.cat((x, torch.zeros_like(x[:, :1])), 1)
+        _, nearest = cKDTree(lifted.numpy()).query(flat.numpy(), workers=-1)
+        return torch.from_numpy(nearest.astype(np.int64, copy=False))
+    squares = lifted.square().sum(1)
+    block = max(1, 2**24 // len(y))
+    return torch.cat([torch.addmm(squares, z, y.T, alpha=-2).argmin(1) for z in x.split(block)])

@@ -1,0 +1,78 @@
+"""Unbalanced optimal transport maps: the generator moves a source onto most of the data."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from generative.objectives.objective import Batches, CriticObjective, descend
+
+
+def _exponential(x: Tensor) -> Tensor:
+    """exp(x) - 1, from x = 10 on its tangent, so that a bad start cannot overflow."""
+    return x.clamp_max(10).expm1() + math.exp(10) * (x - 10).clamp_min(0)
+
+
+CONJUGATES = {
+    "linear": lambda x: x,
+    "kl": _exponential,
+    "chi2": lambda x: (x + 2).clamp_min(0).square() / 4 - 1,
+    "softplus": lambda x: 2 * softplus(x) - 2 * math.log(2),
+}
+"""Psi*, the convex conjugate of the price of unequal masses; value 0 and slope 1 at 0. With
+"linear" the masses must be equal, which is OTM (Rout, Korotin, Burnaev, ICLR 2022).
+"""
+
+
+class Uotm(CriticObjective):
+    """Choi, Choi, Kang, "Generative Modeling through the Semi-dual Formulation of Unbalanced
+    Optimal Transport", NeurIPS 2023.
+
+    The generator is a map T(x, z): the first x_dim coordinates of the noise are a point x of the
+    source, others z vary what x is mapped to. With c = tau / 2 |x - T(x, z)|^2 the potential v
+    descends mean Psi*(v(T) - c) + mean Psi*(-v(y)) + penalty mean |grad_x v(T(x, z))|^2, `n_critic`
+    times for the same x and y, then T descends mean c - v(T).
+    """
+
+    defaults: ClassVar = {"latent": "gaussian", "batchsize": 256, "penalty": 0.01}
+    maps_source: ClassVar = True
+
+    def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+
+    def update(self, batches: Batches) -> dict[str, Tensor]:
+        """`loss` is the potential's: minus a lower estimate of the unbalanced transport cost."""
+        noise, y = batches.noise(), batches.points()
+        source = noise[:, : y.shape[1]]
+        self.generator.requires_grad_(False)
+        for _ in range(self.config.n_critic):
+            loss = self.critic_step(source, noise, y)
+            noise = torch.cat((source, batches.noise()[:, y.shape[1] :]), 1)
+        self.generator.requires_grad_(True)
+        self.critic.requires_grad_(False)
+        samples = self.generator(noise)
+        descend(self.optimizer, (self.cost(source, samples) - self.critic(samples)).mean())
+        self.critic.requires_grad_(True)
+        return {"loss": loss}
+
+    def critic_step(self, source: Tensor, noise: Tensor, y: Tensor) -> Tensor:
+        """A step of the potential; the loss without its penalty."""
+        conjugate, penalty = CONJUGATES[self.config.conjugate], self.config.penalty
+        noise = noise.detach().requires_grad_(penalty > 0)
+        samples = self.generator(noise)
+        of_samples, of_y = self.critic(torch.cat((samples, y))).split((len(samples), len(y)))
+        cost = self.cost(source, samples.detach())
+        loss = conjugate(of_samples - cost).mean() + conjugate(-of_y).mean()
+        steepness = self.steepness(of_samples, noise, y.shape[1]) if penalty > 0 else 0.0
+        descend(self.critic_optimizer, loss + penalty * steepness)
+        return loss.detach()
+
+    def steepness(self, of_samples: Tensor, noise: Tensor, dim: int) -> Tensor:
+        """mean |grad_x v(T(x, z))|^2, x the first `dim` coordinates of the noise."""
+        (slope,) = torch.autograd.grad(of_samples.sum(), noise, create_graph=True)
+        return slope[:, :dim].square().sum(1).mean()
+
+    def cost(self, source: Tensor, samples: Tensor) -> Tensor:
+        return self.config.tau / 2 * (source - samples).square().sum(1)
