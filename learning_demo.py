@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
@@ -40,7 +41,7 @@ from generative.objectives import OBJECTIVES
 from generative.objectives.unbalanced import CONJUGATES
 from generative.targets import TARGETS, Target, from_file
 
-LATENTS = ("uniform", "lattice", "gaussian", "gaussians")
+LATENTS = ("uniform", "gaussian", "gaussians")
 
 
 @dataclass
@@ -69,12 +70,14 @@ class Config:
     conjugate: str = "kl"  # uotm: price of unequal masses: linear (OTM), kl, chi2 or softplus
     tau: float = 0.1  # uotm: weight of the transport cost
     c_dim: int = 128  # width of a critic's hidden layers
-    latent: str = "uniform"  # noise: uniform in [-1, 1], lattice, gaussian or gaussians
+    latent: str = "uniform"  # noise: uniform in [-1, 1], gaussian, or gaussians (many narrow ones)
     latent_centres: int = 10000  # how many gaussians, their centres drawn from a standard normal
     latent_sigma: float = 0.1  # their standard deviation
     z_dim: int = 2  # dimensions of the noise
     x_dim: int = 0  # dimensions of a sample; 0: those of the target
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half
+    anneal: bool = False  # let learning rates fall to zero over the run, for a sharper end
+    even: bool = False  # spread a minibatch's noise and data evenly: plans with less chance in them
     average: float = 0.98  # decay per round of the average of weights that samples are drawn with
     seed: int = 0  # one seed for data, weights and noise
     device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
@@ -136,6 +139,9 @@ class Training:
             own = torch.Generator(self.device).manual_seed(config.seed)
             shape = config.latent_centres, config.z_dim
             self.centres = torch.randn(shape, generator=own, device=self.device)
+        if config.even:
+            tree = cKDTree(self.data.cpu().numpy(), leafsize=1)
+            self.order = torch.from_numpy(tree.indices.astype(np.int64)).to(self.device)
         self.updates = 0  # of the generator
         self.position = 0  # in the data set
         self.objective = OBJECTIVES[config.objective](config, self.generator, self)
@@ -145,33 +151,55 @@ class Training:
         self.history: list[dict] = []
         self.frames: list[list] = []  # what a figure shows, one for each row of the history
 
-    def noise(self, n: int | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def noise(
+        self, n: int | None = None, rng: torch.Generator | None = None, independent: bool = False
+    ) -> Tensor:
         """Noise (n, z_dim); a minibatch of the training if nothing is said."""
-        if n is None and self.config.latent == "lattice":
-            return lattice(self.config.batchsize, self.config.z_dim, self.rng)
         shape, rng = (n or self.config.batchsize, self.config.z_dim), rng or self.rng
-        if self.config.latent in ("uniform", "lattice"):
-            return 2 * torch.rand(shape, generator=rng, device=self.device) - 1
-        z = torch.randn(shape, generator=rng, device=self.device)
+        even = lattice(*shape, rng) if self.config.even and not independent else None
+        if self.config.latent == "uniform":
+            u = torch.rand(shape, generator=rng, device=self.device) if even is None else even
+            return 2 * u - 1
+        if even is None:
+            z = torch.randn(shape, generator=rng, device=self.device)
+        else:
+            z = torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
         if self.config.latent == "gaussian":
             return z
         chosen = torch.randint(len(self.centres), shape[:1], generator=rng, device=self.device)
         return self.centres[chosen] + self.config.latent_sigma * z
 
     def points(self) -> Tensor:
-        """The next minibatch of the data set, which is walked through again and again."""
+        """The next minibatch of the data set, which is walked through again and again.
+
+        An even one takes points at equal distances in the order of a k-d tree, so that each region
+        of the data has its share.
+        """
         count = self.config.target_batchsize or self.config.batchsize
+        if self.config.even:
+            start = torch.rand(1, generator=self.rng, device=self.device, dtype=torch.float64)
+            place = (torch.arange(count, device=self.device) + start) * (len(self.data) / count)
+            return self.data[self.order[place.long() % len(self.data)]]
         index = (self.position + torch.arange(count, device=self.device)) % len(self.data)
         self.position += count
         return self.data[index]
 
     def run_epoch(self) -> None:
         """`steps_per_epoch` updates of the generator."""
+        if self.config.anneal:
+            self.set_rates(1 - self.epoch / self.config.epochs)
         for _ in range(self.config.steps_per_epoch):
             self.logged.append(self.objective.update(self))
             self.updates += 1
         self.averaged.update_parameters(self.generator)
         self.epoch += 1
+
+    def set_rates(self, factor: float) -> None:
+        """Learning rates that are this share of the first ones."""
+        for part in self.objective.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                for group in part.param_groups:
+                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def sampler(self) -> Generator:
         """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.
@@ -186,7 +214,7 @@ class Training:
     @torch.no_grad()
     def mapped_grid(self) -> np.ndarray:
         """Where the generator takes the lines of a square grid in two dimensions of noise."""
-        reach = 1.0 if self.config.latent in ("uniform", "lattice") else 2.0
+        reach = 1.0 if self.config.latent == "uniform" else 2.0
         t, places = torch.linspace(-reach, reach, 200), torch.linspace(-reach, reach, 21)
         upright = torch.stack(torch.meshgrid(places, t, indexing="ij"), -1)
         lines = torch.cat((upright, upright.flip(-1))).to(self.device)
@@ -199,7 +227,7 @@ class Training:
         Fewer where the target is the user's data.
         """
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
-        x = self.sampler()(self.noise(n, rng))
+        x = self.sampler()(self.noise(n, rng, independent=True))
         y, other = self.target.two_sets(50000, rng)
         return x[: len(y)], y, other
 
@@ -252,11 +280,11 @@ class Training:
 
 
 def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Noise uniform in [-1, 1] that fills the cube evenly, (n, dim): a randomly shifted lattice.
+    """Points (n, dim) that fill the unit cube evenly: a lattice with a random shift (Cranley,
+    Patterson 1976), so that each of them is uniform.
 
-    Independent noise leaves gaps and clusters, so that minibatch plans move points between modes.
-    Steps by powers of the root r of x^(dim + 1) = x + 1, the golden ratio's kin (Cranley, Patterson
-    1976 for the shift; Roberts 2018 for the steps).
+    Independent noise has gaps and clusters, for which minibatch plans move points between modes.
+    The steps are powers of the root r of x^(dim + 1) = x + 1, the golden ratio for dim = 1.
     """
     r = 1.5
     for _ in range(60):
@@ -264,7 +292,7 @@ def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
     steps = r ** -torch.arange(1, dim + 1, dtype=torch.float64, device=rng.device)
     shift = torch.rand(dim, generator=rng, dtype=torch.float64, device=rng.device)
     count = torch.arange(n, dtype=torch.float64, device=rng.device)[:, None]
-    return (2 * torch.frac(count * steps + shift) - 1).float()
+    return torch.frac(count * steps + shift).float()
 
 
 def train(config: Config) -> dict:

@@ -225,9 +225,8 @@ def test_noise():
 
     z = noise(latent="gaussian")
     assert z.shape == (20000, 3) and float(z.std()) == pytest.approx(1, abs=0.02)
-    for latent in ("uniform", "lattice"):
-        z = noise(latent=latent)
-        assert float(z.abs().max()) <= 1 and float(z.var()) == pytest.approx(1 / 3, abs=0.01)
+    z = noise()
+    assert float(z.abs().max()) <= 1 and float(z.var()) == pytest.approx(1 / 3, abs=0.01)
     run = Training(Config(**SMALL, latent="gaussians", latent_sigma=0.01))
     z, centres = run.noise(2000), run.centres
     assert centres.shape == (50, 2) and float(centres.std()) == pytest.approx(1, abs=0.2)
@@ -238,16 +237,87 @@ def test_noise():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 10**6))
-def test_a_lattice_is_even_noise(n, dim, seed):
-    """Uniform over shifts; and each minibatch has its share in any half of the cube."""
+def test_a_lattice_is_even(n, dim, seed):
+    """Each point is uniform over the shifts, and each half of the cube has its share of points."""
     rng = torch.Generator().manual_seed(seed)
-    z = lattice(n, dim, rng)
-    assert z.shape == (n, dim) and z.dtype == torch.float32
-    assert -1 <= float(z.min()) and float(z.max()) <= 1
-    for axis in z.T:  # the discrepancy of a lattice falls nearly as 1 / n, noise's as 1 / sqrt(n)
-        assert abs(float((axis < 0).float().mean()) - 0.5) <= 6 / n + 0.02
+    u = lattice(n, dim, rng)
+    assert u.shape == (n, dim) and u.dtype == torch.float32
+    assert 0 <= float(u.min()) and float(u.max()) <= 1
+    for axis in u.T:  # the discrepancy of a lattice falls nearly as 1 / n, noise's as 1 / sqrt(n)
+        assert abs(float((axis < 0.5).float().mean()) - 0.5) <= 6 / n + 0.02
     firsts = torch.cat([lattice(1, dim, rng) for _ in range(2000)])
-    assert float(firsts.mean(0).abs().max()) < 0.06
+    assert float((firsts - 0.5).mean(0).abs().max()) < 0.03
+
+
+@pytest.mark.parametrize(
+    "latent, variance", [("uniform", 1 / 3), ("gaussian", 1), ("gaussians", 1)]
+)
+def test_even_noise_has_the_law_of_the_other(latent, variance):
+    changes = {"latent": latent, "batchsize": 4096, "latent_centres": 4000, "latent_sigma": 0.1}
+    run = Training(Config(**{**SMALL, **changes}, even=True))
+    z = torch.cat([run.noise() for _ in range(5)])
+    assert not torch.equal(run.noise(10), run.noise(10))
+    torch.testing.assert_close(z.var(0), torch.full((2,), variance * 1.0), atol=0.07, rtol=0)
+    assert float(z.mean(0).abs().max()) < 0.05
+    if latent != "gaussians":  # whose centres are drawn at random
+        means = torch.stack([run.noise().mean(0) for _ in range(20)])
+        assert float(means.abs().max()) < 0.5 * (variance / 4096) ** 0.5  # noise: 2.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(30, 500), st.integers(2, 60), st.sampled_from(["mixture", "ring", "moons"]))
+def test_even_minibatches_give_each_region_its_share(size, count, name):
+    """No point is taken more often than others, and halves of the data keep their share."""
+    run = Training(
+        Config(
+            **{**SMALL, "data_size": size, "batchsize": min(count, size)}, data_type=name, even=True
+        )
+    )
+    count = run.config.batchsize
+    seen = torch.stack([run.points() for _ in range(40)])
+    median = run.data[:, 0].median()
+    share = (run.data[:, 0] <= median).float().mean()
+    for y in seen:
+        assert len(y.unique(dim=0)) == count  # none twice
+        rows = (y[:, None] == run.data).all(-1)
+        assert bool(rows.any(1).all())
+    if name == "mixture":  # on the line the tree's order is the order, so shares are exact to 1
+        shares = (seen[..., 0] <= median).float().sum(1)
+        assert float((shares - share * count).abs().max()) <= 1.01
+
+
+def test_annealed_rates_fall_to_zero():
+    config = Config(**SMALL, objective="wgan-gp", anneal=True, lr=1e-3, critic_lr=2e-3, epochs=4)
+    run = Training(config)
+    rates = []
+    for _ in range(4):
+        run.run_epoch()
+        optimizers = run.objective.optimizer, run.objective.critic_optimizer
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+    np.testing.assert_allclose(rates, np.outer([1, 0.75, 0.5, 0.25], [1e-3, 2e-3]))
+
+
+def test_an_annealed_even_run_resumes_to_the_same_numbers(tmp_path):
+    def config(folder):
+        changes = {"even": True, "anneal": True, "output_dir": str(tmp_path / folder)}
+        return Config(**SMALL, epochs=4, plot_interval=2, data_type="mixture", **changes)
+
+    whole = train(config("whole"))
+    train_and_interrupt(config("cut"), after=2)
+    folder = next((tmp_path / "cut").iterdir())
+    resumed = train(dataclasses.replace(saved_config(str(folder)), show=False))
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_even_minibatches_fit_a_mixture_better(tmp_path):
+    """The same updates; the gap between the modes is what chance fills."""
+    settings = {"data_type": "mixture", "batchsize": 64, "g_dim": 64, "num_proximal": 20}
+    settings |= {"lr": 2e-3, "epochs": 300, "plot_interval": 300, "show": False}
+    found = [
+        train(Config(**settings, even=even, output_dir=str(tmp_path)))["w1"]
+        for even in (False, True)
+    ]
+    assert found[1] < 0.7 * found[0]
 
 
 def test_minibatches_walk_through_the_data():
@@ -278,7 +348,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path, monkeypatc
     "changes, message",
     [
         ({"objective": "wgangp"}, "objective: got 'wgangp'; accepts ipot, ipot-exact, sinkhorn"),
-        ({"latent": "normal"}, "latent: got 'normal'; accepts uniform, lattice, gaussian"),
+        ({"latent": "normal"}, "latent: got 'normal'; accepts uniform, gaussian, gaussians"),
         ({"conjugate": "tv"}, "conjugate: got 'tv'; accepts linear, kl, chi2, softplus"),
         ({"tau": 0}, "tau: got 0; accepts numbers"),
         ({"penalty": -1.0}, "penalty: got -1.0; accepts numbers from 0"),

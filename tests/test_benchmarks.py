@@ -1,0 +1,49 @@
+"""The experiments: what they compute, and short runs."""
+
+import numpy as np
+import ot
+import pytest
+from PIL import Image
+from scipy.stats import norm
+
+from benchmarks import objectives, shrinkage, unbalanced
+
+
+def test_cells_are_run_once_and_tabled(tmp_path, monkeypatch):
+    config = objectives.Config(
+        objectives=("ipot", "wgan"), targets=("mixture",), seeds=1, seconds=0.5,
+        output_dir=str(tmp_path),
+    )  # fmt: skip
+    cells = objectives.run_cells(config)
+    assert [cell["objective"] for cell in cells] == ["ipot", "wgan"]
+    assert all(cell["distance"] > cell["floor"] > 0 and cell["steps"] > 0 for cell in cells)
+    monkeypatch.setattr(objectives, "run_cell", None)  # a second run must not need it
+    assert objectives.run_cells(config) == cells
+    first, _ = objectives.table(cells)
+    assert first["mean"] == cells[0]["distance"] and first["spread"] == 0
+    assert first["over floor"] == cells[0]["distance"] / cells[0]["floor"]
+    objectives.draw_fits(config, cells, tmp_path / "fits.png")
+    with Image.open(tmp_path / "fits.png") as image:
+        assert len(image.convert("RGB").getcolors(10**6)) > 20
+
+
+def test_exact_shares_of_outliers():
+    """The farther the outliers, the fewer go there; OTM takes all of them."""
+    shares = [unbalanced.exact_share(distance, 0.1, "kl") for distance in (3.0, 5.0, 9.0, 12.0)]
+    assert shares == sorted(shares, reverse=True) and shares[-1] < 0.001
+    assert unbalanced.exact_share(12.0, 0.1, "linear") == 0.01
+
+
+def test_exact_shares_solve_the_unbalanced_problem():
+    """POT's solver on the same two atoms: the plan's rows split at the threshold."""
+    x = norm.ppf((np.arange(400) + 0.5) / 400)
+    cost = 0.05 * (x[:, None] - np.array([1.0, -5.0])) ** 2
+    plan = ot.unbalanced.mm_unbalanced(
+        np.full(400, 1 / 400), np.array([0.99, 0.01]), cost, 1.0, numItermax=20000, stopThr=1e-14
+    )
+    share = (plan[:, 1] > plan[:, 0]).mean()
+    assert share == pytest.approx(unbalanced.exact_share(5.0, 0.1, "kl"), abs=3e-3)
+
+
+def test_the_predicted_shrinkage():
+    np.testing.assert_allclose(shrinkage.predicted(np.array([0, 1, 2, 5])), [1, 0.5**0.5, 0, 0])
