@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.published import training_step
 from benchmarks.table import machine, show, write_csv
+from generative.objectives.objective import descend
 from learning_demo import Config as Training
 from learning_demo import Training as Run
 from learning_demo import with_defaults
@@ -59,20 +60,14 @@ def milliseconds(step: Callable[[Run], None], settings: Training, count: int) ->
     return times[WARM_UP:]
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 def minimal_wgan(run: Run) -> None:
     G, f, config = run.generator, run.objective.critic, run.config
     for _ in range(config.n_critic):
         x = G(run.noise()).detach()
-        _step(run.objective.critic_optimizer, f(x).mean() - f(run.points()).mean())
+        descend(run.objective.critic_optimizer, f(x).mean() - f(run.points()).mean())
         for weight in f.parameters():
             weight.data.clamp_(-config.clip, config.clip)
-    _step(run.objective.optimizer, -f(G(run.noise())).mean())
+    descend(run.objective.optimizer, -f(G(run.noise())).mean())
 
 
 def minimal_wgan_gp(run: Run) -> None:
@@ -83,8 +78,8 @@ def minimal_wgan_gp(run: Run) -> None:
         z = (u * y + (1 - u) * x).requires_grad_()
         slope = torch.autograd.grad(f(z).sum(), z, create_graph=True)[0]
         penalty = config.penalty * (slope.norm(dim=1) - 1).square().mean()
-        _step(run.objective.critic_optimizer, f(x).mean() - f(y).mean() + penalty)
-    _step(run.objective.optimizer, -f(G(run.noise())).mean())
+        descend(run.objective.critic_optimizer, f(x).mean() - f(y).mean() + penalty)
+    descend(run.objective.optimizer, -f(G(run.noise())).mean())
 
 
 def minimal_uotm(run: Run) -> None:
@@ -96,12 +91,12 @@ def minimal_uotm(run: Run) -> None:
         samples = T(z)
         cost = config.tau / 2 * (x - samples).square().sum(1)
         if step == config.n_critic:
-            return _step(run.objective.optimizer, (cost - v(samples)).mean())
+            return descend(run.objective.optimizer, (cost - v(samples)).mean())
         of_samples = v(samples)
         slope = torch.autograd.grad(of_samples.sum(), z, create_graph=True)[0][:, : y.shape[1]]
         loss = (of_samples - cost).expm1().mean() + (-v(y)).expm1().mean()
         loss = loss + config.penalty * slope.square().sum(1).mean()
-        _step(run.objective.critic_optimizer, loss)
+        descend(run.objective.critic_optimizer, loss)
 
 
 def minimal_assignment(run: Run) -> None:
@@ -116,11 +111,11 @@ def minimal_assignment(run: Run) -> None:
             chosen = tree.query(torch.cat((x, 0 * x[:, :1]), 1).numpy(), workers=-1)[1]
             taken = torch.tensor(chosen)
             loss = price.mean() - price[taken].mean()
-            _step(run.objective.critic_optimizer, loss)
+            descend(run.objective.critic_optimizer, loss)
         run.pairs = z, taken
     few = slice(run.updates % TURN * 64, run.updates % TURN * 64 + 64)
     z, taken = run.pairs[0][few], run.pairs[1][few]
-    _step(run.objective.optimizer, (G(z) - data[taken]).square().sum(1).mean())
+    descend(run.objective.optimizer, (G(z) - data[taken]).square().sum(1).mean())
 
 
 MINIMAL = {

@@ -33,11 +33,8 @@ from learning_demo import Config as Settings
 from learning_demo import Training, check, with_defaults
 
 PLANE = {"g_dim": 256}  # many narrow modes need a wider network, for all objectives
-TUNED = {
-    "lr": 5e-3,
-    "even": True,
-    "anneal": True,
-}  # those whose authors have no settings for these targets
+# For the objectives whose authors have no settings for these targets:
+TUNED = {"lr": 5e-3, "even": True, "anneal": True}
 ON_THE_PLANE = {name: TUNED for name in ("ipot", "ipot-exact", "sinkhorn")}
 
 

@@ -21,6 +21,7 @@ import tyro
 from scipy.optimize import minimize
 from scipy.stats import gaussian_kde, norm, spearmanr
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from benchmarks.table import machine, show, write_csv
@@ -93,13 +94,7 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     objective = Uotm(settings, generator, batches)
     for _ in range(settings.epochs * (settings.data_size // settings.batchsize)):
         objective.update(batches)
-    for layer in generator.layers:  # statistics of the final weights, over many minibatches
-        if isinstance(layer, torch.nn.BatchNorm1d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    with torch.no_grad():
-        for _ in range(50):
-            generator(batches.noise())
+    update_bn([batches.noise() for _ in range(50)], generator)  # of the final weights
     return generator.eval()
 
 

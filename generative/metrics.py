@@ -48,7 +48,7 @@ def wasserstein_distances(
 
 def sliced_w2(x: Tensor, y: Tensor) -> float:
     """Root of the mean squared W2 distance of projections to 100 directions (POT's)."""
-    x, y = (z.detach().double().cpu().numpy() for z in (x, y))
+    x, y = _array(x), _array(y)
     return float(ot.sliced_wasserstein_distance(x, y, n_projections=100, seed=0))
 
 
@@ -56,7 +56,7 @@ def mmd(x: Tensor, y: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3), of the first
     1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them.
     """
-    x, y = (z[:FEW].detach().double().cpu().numpy() for z in (x, y))
+    x, y = _array(x[:FEW]), _array(y[:FEW])
     n, m = len(x), len(y)
     squares = euclidean_distances(np.concatenate((x, y)), squared=True)
     K = np.exp(-squares / (2 * np.median(squares[np.triu_indices(n + m, 1)])))
@@ -68,7 +68,7 @@ def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float:
     """KL(law of x | law of y) by distances to the k-th nearest neighbours (Wang, Kulkarni, Verdu
     2009, section III; Perez-Cruz 2008).
     """
-    x, y = (z.detach().double().cpu().numpy() for z in (x, y))
+    x, y = _array(x), _array(y)
     own = cKDTree(x).query(x, k + 1)[0][:, k]
     other = cKDTree(y).query(x, k)[0].reshape(len(x), -1)[:, -1]
     ratio = np.log(np.maximum(other, 1e-300) / np.maximum(own, 1e-300))
@@ -82,7 +82,7 @@ def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
     modes with at least a quarter of their share in the target, `in_modes`, the share of all samples
     that lies there, and the `smallest_mode` and `largest_mode` among the shares of the modes.
     """
-    x = x.detach().double().cpu().numpy()
+    x = _array(x)
     distance = euclidean_distances(x, target.centres) / target.sd
     inside = distance.min(1) <= 3
     m = len(target.sd)
@@ -107,3 +107,7 @@ def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str
     if target.centres is not None:
         found |= mode_shares(x, target)
     return found
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().double().cpu().numpy()

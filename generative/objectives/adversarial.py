@@ -62,8 +62,7 @@ class WganGp(Wgan):
 
     defaults: ClassVar = {"batchsize": 256}
 
-    def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return CriticObjective.make_optimizer(self, network, lr)
+    make_optimizer = CriticObjective.make_optimizer
 
     def critic_steps(self, updates: int) -> int:
         return self.config.n_critic
