@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import json
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from generative import plots
 from generative.checkpoints import (
+    ctrl_c_asks,
     load_checkpoint,
     new_run_folder,
     save_checkpoint,
@@ -304,7 +306,8 @@ def train(config: Config) -> dict:
         If a setting cannot be used, before anything is written; or if the training breaks down,
         and then its last checkpoint stays.
     KeyboardInterrupt
-        Passed on, with the command that resumes the run.
+        After Ctrl-C and the end of the epoch, with the command that resumes the run; a second
+        Ctrl-C does not wait for the end.
     """
     config, folder = _open_run(config)
     run = Training(config)
@@ -316,12 +319,13 @@ def train(config: Config) -> dict:
     _write_json(folder / "config.json", dataclasses.asdict(config))
 
     try:
-        return _fit(run, folder)
+        with ctrl_c_asks() as stop:
+            return _fit(run, folder, stop)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"python learning_demo.py --resume {folder}") from None
 
 
-def _fit(run: Training, folder: Path) -> dict:
+def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
     """Train to the last epoch, with figures and checkpoints on the way."""
     config = run.config
     fit = plots.fit_plot(run.target, plt.figure(figsize=plots.SIZE, layout="constrained"))
@@ -351,9 +355,12 @@ def _fit(run: Training, folder: Path) -> dict:
                 if live:
                     fit.refresh_window()
             if at_figure:
-                run.seconds = time.perf_counter() - started
                 plots.save_figure(fit.figure, folder / f"fit_{run.epoch:05d}.png")
+            if at_figure or stop.is_set():
+                run.seconds = time.perf_counter() - started
                 save_checkpoint(folder / "checkpoint.pt", run.state())
+            if stop.is_set() and run.epoch < config.epochs:
+                raise KeyboardInterrupt
     metrics = _finish(run, fit, folder, started)
     if live:
         fit.refresh_window()
@@ -562,7 +569,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"\nStopped. To go on from the last checkpoint, if there is one: {stop}")
+        sys.exit(f"\nStopped. To go on: {stop}" if stop.args else "\nStopped.")
     if config.show and plots.has_display():
         plt.show()
 

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,29 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def ctrl_c_asks() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C sets, so that work stops where it can be saved.
+
+    A second one stops it at once.
+    """
+    asked = threading.Event()
+
+    def ask(*_):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # no other one gets signals
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:

@@ -16,15 +16,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import generative.metrics as metrics_module
-import learning_demo
-from learning_demo import (
-    Config,
-    Generator,
-    Training,
-    check,
-    saved_config,
-    train,
-)
+from generative.checkpoints import load_checkpoint
+from generative.targets import TARGETS
+from learning_demo import Config, Generator, Training, check, main, saved_config, train
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"data_size": 400, "batchsize": 64, "g_dim": 16, "num_proximal": 10, "show": False}
@@ -93,7 +87,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path, monkeypatch, capsys, da
     metrics = train(small(tmp_path, data_type=data_type))
     folder = tmp_path / data_type
     assert str(folder) in capsys.readouterr().out.splitlines()[0]
-    dim = learning_demo.TARGETS[data_type].dim
+    dim = TARGETS[data_type].dim
     assert {path.name for path in folder.iterdir()} - {"map.png"} == {
         "checkpoint.pt",
         "config.json",
@@ -156,11 +150,12 @@ def test_training_brings_the_distance_down(tmp_path):
 
 
 def train_and_interrupt(config, after):
-    """A run that gets Ctrl-C after so many epochs."""
+    """A run that gets Ctrl-C twice, so that it stops at once, after so many epochs."""
 
     def stop(self, run_epoch=Training.run_epoch):
         if self.epoch == after:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         run_epoch(self)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,28 +199,35 @@ def test_a_killed_run_goes_on_from_its_last_figure(tmp_path):
         process.stdout.close()
     folder = tmp_path / "gaussian"
     run = Training(Config(**{**json.loads((folder / "config.json").read_text())}))
-    run.restore(learning_demo.load_checkpoint(folder / "checkpoint.pt", run.device))
+    run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
     figures = sorted(folder.glob("fit_*.png"))
     assert run.epoch >= int(figures[-1].stem.split("_")[1]) - 2 > 0
     run.run_epoch()
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path), "--no-show"]
+    command += ["--plot-interval", "400", "--data-size", "400", "--batchsize", "64"]
     process = subprocess.Popen(
-        [*command, "--plot-interval", "1", "--data-size", "400", "--batchsize", "64"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        shown = ""
+        while "epoch" not in shown:  # the progress bar
+            character = process.stderr.read(1)
+            assert character, shown
+            shown += character
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
     assert process.returncode == 1
     assert f"--resume {tmp_path / 'gaussian'}" in errors and "Traceback" not in errors
+    run = Training(saved_config(str(tmp_path / "gaussian")))
+    run.restore(load_checkpoint(tmp_path / "gaussian" / "checkpoint.pt", run.device))
+    assert 0 < run.epoch < 400  # a checkpoint where no figure was due
 
 
 @pytest.mark.parametrize(
@@ -273,11 +275,11 @@ def test_a_resumed_run_takes_what_the_command_line_says(tmp_path, monkeypatch, c
     train(small(tmp_path, epochs=2))
     command = ["learning_demo.py", "--resume", str(tmp_path / "gaussian"), "--no-show"]
     monkeypatch.setattr(sys, "argv", [*command, "--epochs", "4"])
-    learning_demo.main()
+    main()
     assert history(tmp_path / "gaussian")["epoch"].tolist() == [1, 2, 3, 4]
     monkeypatch.setattr(sys, "argv", [*command, "--batchsize", "512"])  # Config's own default
     with pytest.raises(SystemExit, match=r"batchsize: got 512, but the run in .* has 64"):
-        learning_demo.main()
+        main()
 
 
 def test_a_training_that_breaks_down_says_so(tmp_path, monkeypatch):

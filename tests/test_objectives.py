@@ -236,15 +236,16 @@ def test_noise():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 10**6))
+@given(st.integers(64, 300), st.integers(1, 5), st.integers(0, 10**6))
 def test_a_lattice_is_even(n, dim, seed):
-    """Each point is uniform over the shifts, and each half of the cube has its share of points."""
+    """Each point is uniform over the shifts; a half of the cube misses its share of points by
+    less than it does with independent ones, whose share has standard deviation 1 / sqrt(4 n)."""
     rng = torch.Generator().manual_seed(seed)
-    u = lattice(n, dim, rng)
-    assert u.shape == (n, dim) and u.dtype == torch.float32
+    u = torch.stack([lattice(n, dim, rng) for _ in range(30)])
+    assert u.shape == (30, n, dim) and u.dtype == torch.float32
     assert 0 <= float(u.min()) and float(u.max()) <= 1
-    for axis in u.T:  # the discrepancy of a lattice falls nearly as 1 / n, noise's as 1 / sqrt(n)
-        assert abs(float((axis < 0.5).float().mean()) - 0.5) <= 6 / n + 0.02
+    missed = (u < 0.5).float().mean(1) - 0.5
+    assert float(missed.square().mean().sqrt()) < 0.8 / (4 * n) ** 0.5
     firsts = torch.cat([lattice(1, dim, rng) for _ in range(2000)])
     assert float((firsts - 0.5).mean(0).abs().max()) < 0.03
 
