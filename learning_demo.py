@@ -60,8 +60,9 @@ class Config:
 
     data_path: str = ""  # your own data instead: a .npy file, an array of shape (n, d)
     objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp, ...
-    steps_per_epoch: int = 2  # minibatches, and so updates of the generator, in a round
+    steps_per_epoch: int = 2  # minibatches in a round
     num_proximal: int = 50  # IPOT iterations for each plan
+    updates_per_plan: int = 1  # updates of the generator that follow each plan
     target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
     reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance
     debiased: bool = True  # whether sinkhorn's cost is debiased; plain, its samples shrink
@@ -144,7 +145,7 @@ class Training:
         if config.even:
             tree = cKDTree(self.data.cpu().numpy(), leafsize=1)
             self.order = torch.from_numpy(tree.indices.astype(np.int64)).to(self.device)
-        self.updates = 0  # of the generator
+        self.updates = 0  # calls of Objective.update
         self.position = 0  # in the data set
         self.objective = OBJECTIVES[config.objective](config, self.generator, self)
         self.epoch = 0
@@ -187,7 +188,7 @@ class Training:
         return self.data[index]
 
     def run_epoch(self) -> None:
-        """`steps_per_epoch` updates of the generator."""
+        """`steps_per_epoch` minibatches."""
         if self.config.anneal:
             self.set_rates(1 - self.epoch / self.config.epochs)
         for _ in range(self.config.steps_per_epoch):
@@ -510,6 +511,7 @@ def check(config: Config) -> Target:
         "plot_interval": 1,
         "steps_per_epoch": 1,
         "num_proximal": 1,
+        "updates_per_plan": 1,
         "target_batchsize": 0,
         "n_critic": 1,
         "c_dim": 1,

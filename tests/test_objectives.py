@@ -131,6 +131,18 @@ def test_the_gradient_is_that_of_the_loss(name):
         assert float(generator.x.grad[k, 0]) == pytest.approx(slope, abs=5e-3)
 
 
+@pytest.mark.parametrize("name", ["ipot", "ipot-exact", "sinkhorn"])
+def test_many_updates_on_a_plan_bring_points_where_it_sends_them(name):
+    """POT's plan, of the points before."""
+    changes = {"lr": 0.01, "num_proximal": 1000, "reg": 0.5, "debiased": False}
+    objective, generator, batches = toy(name, n=12, updates_per_plan=1500, **changes)
+    x, y = generator.x.detach().double().numpy(), batches.data.double().numpy()
+    cost = ot.dist(x, y)
+    plan = ot.sinkhorn([], [], cost, 0.5) if name == "sinkhorn" else ot.emd([], [], cost)
+    objective.update(batches)
+    np.testing.assert_allclose(generator.x.detach().numpy(), 12 * plan @ y, atol=0.01)
+
+
 @pytest.mark.parametrize("name", CRITICS)
 def test_a_critic_step_leaves_the_generator_alone_and_lowers_its_loss(name):
     objective, generator, batches = toy(name, lr=1e-3, clip=10.0)

@@ -13,7 +13,7 @@ class Batches(Protocol):
 
     data: Tensor  # the whole data set, (data_size, x_dim)
     rng: torch.Generator  # all randomness comes from it
-    updates: int  # of the generator so far
+    updates: int  # calls of Objective.update so far
 
     def noise(self) -> Tensor:
         """A new minibatch of noise, (batchsize, z_dim)."""
@@ -46,7 +46,7 @@ class Objective:
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {}
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
-        """One update of the generator, after those of the critic if there is one.
+        """Learn from a minibatch: update the generator, after the critic if there is one.
 
         Returns 0-d tensors to log, "loss" among them; nothing is read back from the device.
         """

@@ -21,12 +21,21 @@ class Ipot(Objective):
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
         """`loss` is the squared W2 distance between the minibatches."""
-        x, y = self.generator(batches.noise()), batches.points()
+        noise, y = batches.noise(), batches.points()
+        x = self.generator(noise)
         transport = self.solve(x.detach(), y)
-        # mean ||x_i - n sum_j P_ij y_j||^2, destinations held fixed, has the envelope gradient.
-        destination = len(x) * (transport.plan @ y)
-        descend(self.optimizer, (x - destination).square().sum(1).mean())
+        self.follow(noise, x, len(x) * (transport.plan @ y))
         return {"loss": transport.value}
+
+    def follow(self, noise: Tensor, x: Tensor, destination: Tensor) -> None:
+        """Steps of x = generator(noise) towards n sum_j P_ij y_j (n, d), held fixed.
+
+        The mean of squared distances to them has the envelope gradient at the first x; more steps
+        than one (`updates_per_plan`) bring the generator nearer to where the plan sends it.
+        """
+        for step in range(self.config.updates_per_plan):
+            x = self.generator(noise) if step else x
+            descend(self.optimizer, (x - destination).square().sum(1).mean())
 
     def solve(self, x: Tensor, y: Tensor) -> ipot.Transport:
         cost = squared_distances(x, y)
@@ -53,7 +62,8 @@ class Sinkhorn(Ipot):
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
         """`loss` is S(x, y), or its debiased form, at the iterations' dual variables."""
-        x, y = self.generator(batches.noise()), batches.points()
+        noise, y = batches.noise(), batches.points()
+        x = self.generator(noise)
         points = x.detach()
         plan, loss = self._entropic(points, y)
         destination = len(x) * (plan @ y)
@@ -61,7 +71,7 @@ class Sinkhorn(Ipot):
             own, self_cost = self._entropic(points, points)
             destination += points - len(x) * (own @ points)
             loss = loss - self_cost / 2 - self._entropic(y, y)[1] / 2
-        descend(self.optimizer, (x - destination).square().sum(1).mean())
+        self.follow(noise, x, destination)
         return {"loss": loss}
 
     def _entropic(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
