@@ -34,7 +34,7 @@ from learning_demo import Training, check, with_defaults
 
 PLANE = {"g_dim": 256}  # many narrow modes need a wider network, for all objectives
 # For the objectives whose authors have no settings for these targets:
-TUNED = {"lr": 5e-3, "even": True, "anneal": True}
+TUNED = {"lr": 0.02, "updates_per_plan": 20, "latent": "gaussian", "even": True, "anneal": True}
 ON_THE_PLANE = {name: TUNED for name in ("ipot", "ipot-exact", "sinkhorn")}
 
 
