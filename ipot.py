@@ -1181,7 +1181,7 @@ def _network_simplex(
     some = costs.ravel()[:: max(1, costs.size // 1000)]
     cap = 1e6 * float(np.median(some[some > 0])) if (some > 0).any() else math.inf
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
-        table = np.minimum(costs, limit)
+        table = costs if limit == math.inf else np.minimum(costs, limit)
         scale = float(np.abs(table).max()) or 1.0
         table = table / scale
         if arcs is not None:
@@ -1194,7 +1194,7 @@ def _network_simplex(
             )
         if log["result_code"] == _OPTIMAL:
             flow = plan if arcs is None else arcs.spread(len(b), plan.row, plan.col, plan.data)
-            if not flow[costs > limit].any():
+            if limit == math.inf or not flow[costs > limit].any():
                 return flow, scale * log["u"], scale * log["v"]
     return None
 
@@ -1211,7 +1211,7 @@ def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Te
         rows, columns, mass = _north_west(mass_a, mass_b)
         plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
         plan[rows, columns] = mass
-    rows, columns = plan.nonzero()
+    rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     return arcs, _tensor((C - g).min(1), a.device), _tensor(g, a.device), optimal
 

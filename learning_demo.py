@@ -40,7 +40,7 @@ from generative.checkpoints import (
 )
 from generative.metrics import all_metrics, wasserstein_distances
 from generative.objectives import OBJECTIVES
-from generative.objectives.unbalanced import CONJUGATES
+from generative.objectives.uotm import CONJUGATES
 from generative.targets import TARGETS, Target, from_file
 
 LATENTS = ("uniform", "gaussian", "gaussians")
@@ -87,6 +87,20 @@ class Config:
     output_dir: str = "outputs"  # each run makes a folder of its own in here
     resume: str = ""  # folder of a run to go on with; its own settings apply, but epochs may grow
     show: bool = True  # show the fit in a window while it trains, where there is a display
+
+
+# What Config ships with where objectives have defaults of their own: these apply to fields that are
+# still so. What you edit above, or say on the command line, stays as you want it.
+SHIPPED = {
+    "data_size": 50000,
+    "batchsize": 512,
+    "lr": 1e-4,
+    "steps_per_epoch": 2,
+    "latent": "uniform",
+    "n_critic": 5,
+    "critic_lr": 0.0,
+    "penalty": 0.1,
+}
 
 
 class Generator(nn.Module):
@@ -139,12 +153,13 @@ class Training:
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
         if config.latent == "gaussians":
-            own = torch.Generator(self.device).manual_seed(config.seed)
+            own = torch.Generator(self.device).manual_seed(config.seed + 4)
             shape = config.latent_centres, config.z_dim
             self.centres = torch.randn(shape, generator=own, device=self.device)
         if config.even:
             tree = cKDTree(self.data.cpu().numpy(), leafsize=1)
             self.order = torch.from_numpy(tree.indices.astype(np.int64)).to(self.device)
+        self.limit = 1e9 * max(1.0, float(self.data.var(0).sum()))  # of a figure to log
         self.updates = 0  # calls of Objective.update
         self.position = 0  # in the data set
         self.objective = OBJECTIVES[config.objective](config, self.generator, self)
@@ -242,7 +257,7 @@ class Training:
         }
         self.logged.clear()
         for name, mean in means.items():
-            if not abs(mean) < 1e9:
+            if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
         x, y, _ = self.sample(20000, seed=2)
         if not bool(x.isfinite().all()):
@@ -251,12 +266,17 @@ class Training:
         self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
         self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
 
+    def is_finite(self) -> bool:
+        """Whether it has not diverged since it was last evaluated."""
+        return all(bool(weight.isfinite().all()) for weight in self.generator.parameters())
+
     def state(self) -> dict:
         return {
             "generator": self.generator.state_dict(),
             "averaged": self.averaged.state_dict(),
             "objective": self.objective.state_dict(),
             "updates": self.updates,
+            "logged": self.logged,
             "position": self.position,
             "rng": self.rng.get_state(),
             "device": self.device.type,
@@ -280,6 +300,7 @@ class Training:
         self.rng.set_state(state["rng"].cpu())
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.frames = state["history"], state["frames"]
+        self.logged = state["logged"]
 
 
 def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
@@ -345,7 +366,7 @@ def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
                     run.evaluate()
             except ValueError as error:  # also the solver's: samples that are no longer finite
                 raise ValueError(
-                    f"training broke down in epoch {epoch} ({error}); try a smaller lr. "
+                    f"training broke down in epoch {epoch} ({error}); try {run.objective.advice}. "
                     f"The last checkpoint, if there is one, stays in {folder}"
                 ) from None
             progress.update()
@@ -357,7 +378,7 @@ def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
                     fit.refresh_window()
             if at_figure:
                 plots.save_figure(fit.figure, folder / f"fit_{run.epoch:05d}.png")
-            if at_figure or stop.is_set():
+            if at_figure or (stop.is_set() and run.is_finite()):
                 run.seconds = time.perf_counter() - started
                 save_checkpoint(folder / "checkpoint.pt", run.state())
             if stop.is_set() and run.epoch < config.epochs:
@@ -417,8 +438,10 @@ def _write_json(path: Path, content: dict) -> None:
 def _open_run(config: Config) -> tuple[Config, Path]:
     """Checked settings and the folder to work in."""
     if not config.resume:
-        config = with_defaults(config)
-        config = dataclasses.replace(config, x_dim=check(config).dim)
+        x_dim, z_dim = check(config).dim, config.z_dim
+        if OBJECTIVES[config.objective].maps_source:
+            z_dim = max(x_dim, z_dim)
+        config = dataclasses.replace(config, x_dim=x_dim, z_dim=z_dim)
         return config, new_run_folder(config.output_dir, _name(config))
     saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
@@ -436,25 +459,33 @@ def _open_run(config: Config) -> tuple[Config, Path]:
     return config, Path(config.resume)
 
 
-def with_defaults(config: Config, quiet: bool = False) -> Config:
-    """The objective's own defaults, mostly its authors', for fields left at those of Config.
+def config_for(objective: str, **changes) -> Config:
+    """Config with the objective's own defaults, mostly its authors', and these changes.
 
     Raises
     ------
     ValueError
         If there is no such objective.
     """
-    if config.objective not in OBJECTIVES:
-        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
-    changes = {
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective: got {objective!r}; accepts {', '.join(OBJECTIVES)}")
+    own = {
         name: value
-        for name, value in OBJECTIVES[config.objective].defaults.items()
-        if getattr(config, name) == getattr(Config, name)
+        for name, value in OBJECTIVES[objective].defaults.items()
+        if getattr(Config, name) == SHIPPED.get(name, getattr(Config, name))
     }
-    if changes and not quiet:
-        told = ", ".join(f"{name} {value}" for name, value in changes.items())
-        print(f"{config.objective} takes {told} unless you say otherwise")
-    return dataclasses.replace(config, **changes)
+    return Config(**{**own, **changes, "objective": objective})
+
+
+def tell_own_defaults(config: Config) -> None:
+    """Print the objective's own defaults that a run uses."""
+    own = [
+        f"{name} {value}"
+        for name, value in OBJECTIVES[config.objective].defaults.items()
+        if getattr(config, name) == value != getattr(Config, name)
+    ]
+    if own:
+        print(f"{config.objective} takes {', '.join(own)} unless you say otherwise")
 
 
 def open_target(config: Config) -> Target:
@@ -543,11 +574,6 @@ def check(config: Config) -> Target:
     target = open_target(config)
     if config.x_dim not in (0, target.dim):
         raise ValueError(f"x_dim: got {config.x_dim}; {_name(config)} accepts {target.dim}")
-    if OBJECTIVES[config.objective].maps_source and config.z_dim < target.dim:
-        raise ValueError(
-            f"z_dim: got {config.z_dim}; {config.objective}, whose noise begins with a point of "
-            f"the source, accepts integers from {target.dim} up"
-        )
     _device_name(config.device)
     return target
 
@@ -564,9 +590,14 @@ def _device_name(name: str) -> str:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    try:
-        if config.resume:  # the run's settings are the defaults of the other options
-            config = tyro.cli(Config, description=__doc__, default=saved_config(config.resume))
+    try:  # a second reading, so that what is said there goes before other defaults
+        if config.resume:
+            default = saved_config(config.resume)
+        else:
+            default = config_for(config.objective)
+        config = tyro.cli(Config, description=__doc__, default=default)
+        if not config.resume:
+            tell_own_defaults(config)
         train(config)
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}")

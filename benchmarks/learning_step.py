@@ -17,14 +17,15 @@ import numpy as np
 import torch
 import tyro
 from scipy.spatial import cKDTree
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.published import training_step
 from benchmarks.table import machine, show, write_csv
+from generative.objectives.assignment import PAIRS, WEIGHT
 from generative.objectives.objective import descend
-from learning_demo import Config as Training
-from learning_demo import Training as Run
-from learning_demo import with_defaults
+from learning_demo import Config as Settings
+from learning_demo import Training, config_for
 
 WARM_UP = 10  # steps that are not counted
 
@@ -40,19 +41,19 @@ class Config:
     critics_output: str = "outputs/benchmarks/critic_step.csv"  # the second
 
 
-def _ours(run: Run) -> None:
+def _ours(run: Training) -> None:
     run.objective.update(run)
 
 
-def _published(run: Run) -> None:
+def _published(run: Training) -> None:
     config, optimizer = run.config, run.objective.optimizer
     z, y = run.noise(), run.points()
     training_step(run.generator, optimizer, z, y, config.beta, config.num_proximal)
 
 
-def milliseconds(step: Callable[[Run], None], settings: Training, count: int) -> list[float]:
+def milliseconds(step: Callable[[Training], None], settings: Settings, count: int) -> list[float]:
     """Times of `count` steps of a new run."""
-    run, times = Run(settings), []
+    run, times = Training(settings), []
     for _ in tqdm(range(WARM_UP + count), desc=step.__name__.strip("_"), leave=False):
         started = time.perf_counter()
         step(run)
@@ -60,60 +61,79 @@ def milliseconds(step: Callable[[Run], None], settings: Training, count: int) ->
     return times[WARM_UP:]
 
 
-def minimal_wgan(run: Run) -> None:
-    G, f, config = run.generator, run.objective.critic, run.config
+def generator_step(run: Training, loss: Callable[[Tensor], Tensor], noise: Tensor) -> None:
+    """A step of the generator through a critic at rest."""
+    run.objective.critic.requires_grad_(False)
+    descend(run.objective.optimizer, loss(run.generator(noise)))
+    run.objective.critic.requires_grad_(True)
+
+
+def fake(run: Training, noise: Tensor) -> Tensor:
+    with torch.no_grad():
+        return run.generator(noise)
+
+
+def minimal_wgan(run: Training) -> None:
+    f, config = run.objective.critic, run.config
     for _ in range(config.n_critic):
-        x = G(run.noise()).detach()
-        descend(run.objective.critic_optimizer, f(x).mean() - f(run.points()).mean())
+        loss = f(fake(run, run.noise())).mean() - f(run.points()).mean()
+        descend(run.objective.critic_optimizer, loss)
         for weight in f.parameters():
             weight.data.clamp_(-config.clip, config.clip)
-    descend(run.objective.optimizer, -f(G(run.noise())).mean())
+    generator_step(run, lambda x: -f(x).mean(), run.noise())
 
 
-def minimal_wgan_gp(run: Run) -> None:
-    G, f, config = run.generator, run.objective.critic, run.config
+def minimal_wgan_gp(run: Training) -> None:
+    f, config = run.objective.critic, run.config
     for _ in range(config.n_critic):
-        x, y = G(run.noise()).detach(), run.points()
+        x, y = fake(run, run.noise()), run.points()
         u = torch.rand(len(x), 1)
         z = (u * y + (1 - u) * x).requires_grad_()
         slope = torch.autograd.grad(f(z).sum(), z, create_graph=True)[0]
         penalty = config.penalty * (slope.norm(dim=1) - 1).square().mean()
         descend(run.objective.critic_optimizer, f(x).mean() - f(y).mean() + penalty)
-    descend(run.objective.optimizer, -f(G(run.noise())).mean())
+    generator_step(run, lambda x: -f(x).mean(), run.noise())
 
 
-def minimal_uotm(run: Run) -> None:
+def minimal_uotm(run: Training) -> None:
     T, v, config = run.generator, run.objective.critic, run.config
     y = run.points()
     x = run.noise()[:, : y.shape[1]]
-    for step in range(config.n_critic + 1):
-        z = torch.cat((x, run.noise()[:, y.shape[1] :]), 1).requires_grad_()
-        samples = T(z)
-        cost = config.tau / 2 * (x - samples).square().sum(1)
-        if step == config.n_critic:
-            return descend(run.objective.optimizer, (cost - v(samples)).mean())
-        of_samples = v(samples)
-        slope = torch.autograd.grad(of_samples.sum(), z, create_graph=True)[0][:, : y.shape[1]]
-        loss = (of_samples - cost).expm1().mean() + (-v(y)).expm1().mean()
+
+    def cost(samples):
+        return config.tau / 2 * (x - samples).square().sum(1)
+
+    T.requires_grad_(False)
+    for _ in range(config.n_critic):
+        z = torch.cat((x, run.noise()[:, y.shape[1] :]), 1)
+        samples = fake(run, z)
+        loss = (v(samples) - cost(samples)).expm1().mean() + (-v(y)).expm1().mean()
+        z.requires_grad_()
+        T.eval()
+        slope = torch.autograd.grad(v(T(z)).sum(), z, create_graph=True)[0][:, : y.shape[1]]
+        T.train()
         loss = loss + config.penalty * slope.square().sum(1).mean()
         descend(run.objective.critic_optimizer, loss)
+    T.requires_grad_(True)
+    z = torch.cat((x, run.noise()[:, y.shape[1] :]), 1)
+    generator_step(run, lambda samples: (cost(samples) - v(samples)).mean(), z)
 
 
-def minimal_assignment(run: Run) -> None:
+def minimal_assignment(run: Training) -> None:
     """A walk of 400 pairs, in its first update."""
     G, psi, data = run.generator, run.objective.critic, run.data
     if run.updates % TURN == 0:
         for _ in range(run.config.n_critic):
             z = torch.cat([run.noise() for _ in range(2)])
-            x, price = G(z).detach(), psi(data)
-            height = ((price - price.min()).detach() / 0.1).sqrt()[:, None]
+            x, price = fake(run, z), psi(data)
+            height = ((price - price.min()).detach() / WEIGHT).sqrt()[:, None]
             tree = cKDTree(torch.cat((data, height), 1).numpy())
-            chosen = tree.query(torch.cat((x, 0 * x[:, :1]), 1).numpy(), workers=-1)[1]
-            taken = torch.tensor(chosen)
+            points = torch.cat((x, 0 * x[:, :1]), 1).numpy()
+            taken = torch.tensor(tree.query(points, workers=torch.get_num_threads())[1])
             loss = price.mean() - price[taken].mean()
             descend(run.objective.critic_optimizer, loss)
         run.pairs = z, taken
-    few = slice(run.updates % TURN * 64, run.updates % TURN * 64 + 64)
+    few = slice(run.updates % TURN * PAIRS, run.updates % TURN * PAIRS + PAIRS)
     z, taken = run.pairs[0][few], run.pairs[1][few]
     descend(run.objective.optimizer, (G(z) - data[taken]).square().sum(1).mean())
 
@@ -127,7 +147,7 @@ MINIMAL = {
 TURN = 7  # updates
 
 
-def turn(step: Callable[[Run], None], run: Run) -> float:
+def turn(step: Callable[[Training], None], run: Training) -> float:
     """Milliseconds of an update."""
     started = time.perf_counter()
     for _ in range(TURN):
@@ -139,8 +159,8 @@ def turn(step: Callable[[Run], None], run: Run) -> float:
 def beside_minimal_loops(config: Config) -> list[dict]:
     rows = []
     for name, minimal in tqdm(MINIMAL.items(), desc="critics", leave=False):
-        settings = Training(objective=name, data_type=config.data_type, device="cpu")
-        runs = [Run(with_defaults(settings, quiet=True)) for _ in range(2)]
+        settings = config_for(name, data_type=config.data_type, device="cpu")
+        runs = [Training(settings) for _ in range(2)]
         for run in runs:
             run.updates = 4 * TURN  # past the first updates of wgan, which take 100 steps
         times = np.array(
@@ -159,7 +179,7 @@ def beside_minimal_loops(config: Config) -> list[dict]:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    settings = Training(data_type=config.data_type, device="cpu")
+    settings = Settings(data_type=config.data_type, device="cpu")
     steps = {"ours": _ours, "published loop": _published}
     times = {name: milliseconds(step, settings, config.steps) for name, step in steps.items()}
     rows = []

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import ipot
 from benchmarks.table import machine, show, write_csv
 from generative import plots
-from generative.objectives.transport import Ipot, squared_distances
+from generative.objectives.ipot import Ipot, squared_distances
 from learning_demo import Config as Settings
 from learning_demo import Training
 

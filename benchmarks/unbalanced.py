@@ -27,7 +27,7 @@ from tqdm import tqdm
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.metrics import kl_divergence
-from generative.objectives.unbalanced import Uotm
+from generative.objectives.uotm import CONJUGATES, Uotm
 from generative.targets import Target, mixture
 from learning_demo import Config as Settings
 from learning_demo import Generator
@@ -134,9 +134,12 @@ def exact_share(distance: float, tau: float, conjugate: str) -> float:
     modes, shares = np.array([1.0, -distance]), np.array([1 - SHARE, SHARE])
     cost = tau / 2 * (x[:, None] - modes) ** 2
 
+    def price(x: np.ndarray) -> np.ndarray:
+        return CONJUGATES[conjugate](torch.from_numpy(x)).numpy()
+
     def dual(v: np.ndarray) -> float:
         least = (cost - v).min(1)
-        return np.expm1(-least).mean() + shares @ np.expm1(-v)
+        return price(-least).mean() + shares @ price(-v)
 
     v = minimize(dual, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
     return float(((cost - v).argmin(1) == 1).mean())

@@ -90,7 +90,7 @@ class FitPlot:
 
 
 class PlaneFitPlot(FitPlot):
-    """Generated samples over the target: discs of 3 standard deviations about the modes of a
+    """Generated samples over the target: circles of 3 standard deviations about the modes of a
     mixture, its density, or samples where that has no closed form.
     """
 
@@ -99,7 +99,8 @@ class PlaneFitPlot(FitPlot):
         horizontal, vertical = target.window
         if target.centres is not None:
             for centre, sd in zip(target.centres, target.sd):
-                self._axes.add_patch(Circle(centre, max(3 * sd, 0.05), color=TARGET, alpha=0.5))
+                circle = Circle(centre, 3 * sd, fill=False, edgecolor=TARGET, zorder=3)
+                self._axes.add_patch(circle)
         elif target.density is not None:
             x = np.stack(
                 np.meshgrid(np.linspace(*horizontal, 300), np.linspace(*vertical, 300)), -1
@@ -112,7 +113,7 @@ class PlaneFitPlot(FitPlot):
         else:
             y = target.shown(target.draw(DOTS, torch.Generator().manual_seed(0)).numpy())
             self._axes.plot(*y.T, ".", color=TARGET, markersize=2, alpha=0.4)
-        (self._dots,) = self._axes.plot([], [], ".", color=GENERATED, markersize=3, alpha=0.6)
+        (self._dots,) = self._axes.plot([], [], ".", color=GENERATED, markersize=3, alpha=0.3)
         handles = [
             Line2D([], [], marker="o", linestyle="", color=color, label=name)
             for color, name in ((GENERATED, "generated samples"), (TARGET, "target"))

@@ -1,10 +1,12 @@
 """Training objectives by name. A new one is a class in a file beside these and a line here."""
 
-from generative.objectives.adversarial import Wgan, WganGp
 from generative.objectives.assignment import Assignment, AssignmentFast
+from generative.objectives.ipot import Ipot, IpotExact
 from generative.objectives.objective import Objective
-from generative.objectives.transport import Ipot, IpotExact, Sinkhorn
-from generative.objectives.unbalanced import Uotm
+from generative.objectives.sinkhorn import Sinkhorn
+from generative.objectives.uotm import Uotm
+from generative.objectives.wgan import Wgan
+from generative.objectives.wgan_gp import WganGp
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ipot": Ipot,

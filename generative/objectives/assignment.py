@@ -113,7 +113,7 @@ def cheapest(x: Tensor, y: Tensor, psi: Tensor) -> Tensor:
     lifted = torch.cat((y, height[:, None]), 1)
     if x.device.type == "cpu" and y.shape[1] <= 3:  # in more dimensions trees prune little
         flat = torch.cat((x, torch.zeros_like(x[:, :1])), 1)
-        _, nearest = cKDTree(lifted.numpy()).query(flat.numpy(), workers=-1)
+        _, nearest = cKDTree(lifted.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
         return torch.from_numpy(nearest.astype(np.int64, copy=False))
     squares = lifted.square().sum(1)
     block = max(1, 2**24 // len(y))

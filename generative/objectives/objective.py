@@ -33,6 +33,8 @@ class Objective:
         Whether it takes as many data as samples in a minibatch, so no `target_batchsize`.
     maps_source : bool
         Whether its noise begins with a point of the source, so that z_dim is at least x_dim.
+    advice : str
+        What to try if it diverges.
     parts : dict
         The optimisers and networks that it owns, by name: what a checkpoint keeps of it.
     """
@@ -40,6 +42,7 @@ class Objective:
     defaults: ClassVar[dict[str, object]] = {}
     one_size: ClassVar[bool] = False
     maps_source: ClassVar[bool] = False
+    advice: ClassVar[str] = "a smaller lr"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         self.config, self.generator, self.rng = config, generator, batches.rng
@@ -62,6 +65,8 @@ class Objective:
 
 class CriticObjective(Objective):
     """An objective with a critic: `critic`, `critic_optimizer` and the generator's `optimizer`."""
+
+    advice: ClassVar = "a smaller lr or critic_lr"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)

@@ -38,12 +38,15 @@ class Uotm(CriticObjective):
 
     defaults: ClassVar = {"latent": "gaussian", "batchsize": 256, "penalty": 0.01}
     maps_source: ClassVar = True
+    advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
 
     def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
-        """`loss` is the potential's: minus a lower estimate of the unbalanced transport cost."""
+        """`loss` is the potential's: minus an estimate of the unbalanced transport cost, a lower
+        bound of it where T is optimal for v.
+        """
         noise, y = batches.noise(), batches.points()
         source = noise[:, : y.shape[1]]
         self.generator.requires_grad_(False)
@@ -60,17 +63,25 @@ class Uotm(CriticObjective):
     def critic_step(self, source: Tensor, noise: Tensor, y: Tensor) -> Tensor:
         """A step of the potential; the loss without its penalty."""
         conjugate, penalty = CONJUGATES[self.config.conjugate], self.config.penalty
-        noise = noise.detach().requires_grad_(penalty > 0)
-        samples = self.generator(noise)
+        with torch.no_grad():
+            samples = self.generator(noise)
         of_samples, of_y = self.critic(torch.cat((samples, y))).split((len(samples), len(y)))
-        cost = self.cost(source, samples.detach())
+        cost = self.cost(source, samples)
         loss = conjugate(of_samples - cost).mean() + conjugate(-of_y).mean()
-        steepness = self.steepness(of_samples, noise, y.shape[1]) if penalty > 0 else 0.0
+        steepness = self.steepness(noise, y.shape[1]) if penalty > 0 else 0.0
         descend(self.critic_optimizer, loss + penalty * steepness)
         return loss.detach()
 
-    def steepness(self, of_samples: Tensor, noise: Tensor, dim: int) -> Tensor:
-        """mean |grad_x v(T(x, z))|^2, x the first `dim` coordinates of the noise."""
+    def steepness(self, noise: Tensor, dim: int) -> Tensor:
+        """mean |grad_x v(T(x, z))|^2, x the first `dim` coordinates of the noise.
+
+        BatchNorm takes its running statistics here: with those of the minibatch the slope at a
+        point would be about the others too.
+        """
+        noise = noise.detach().requires_grad_()
+        self.generator.eval()
+        of_samples = self.critic(self.generator(noise))
+        self.generator.train()
         (slope,) = torch.autograd.grad(of_samples.sum(), noise, create_graph=True)
         return slope[:, :dim].square().sum(1).mean()
 
