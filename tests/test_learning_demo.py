@@ -142,6 +142,18 @@ def test_one_seed_gives_the_same_numbers_and_a_second_folder(tmp_path):
     assert train(small(tmp_path, seed=1))["w1"] != first["w1"]
 
 
+def test_the_readme_draws_samples(tmp_path):
+    metrics = train(small(tmp_path, epochs=40, plot_interval=40, lr=3e-3, average=0.5))
+    code = (ROOT / "README.md").read_text().split("To draw from a trained generator:")[1]
+    names = {}
+    exec(code.split("```")[1].removeprefix("python").replace("outputs", str(tmp_path)), names)
+    samples = names["samples"].detach()
+    assert samples.shape == (1000, 1)
+    y = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
+    w1, _ = metrics_module.wasserstein_distances(samples, y)
+    assert w1 == pytest.approx(metrics["w1"], abs=0.15)
+
+
 def test_training_brings_the_distance_down(tmp_path):
     settings = {"lr": 3e-3, "epochs": 120, "plot_interval": 40, "average": 0.9}
     metrics = train(small(tmp_path, data_type="mixture", data_size=5000, batchsize=128, **settings))
