@@ -6,10 +6,11 @@ The toy experiments of Choi, Choi, Kang 2023, with this repository's networks. O
 is N(0, 1), one percent of the target is N(-R, 0.1^2), the rest N(1, 0.1^2). `exact` is the share of
 the source that the optimal map takes to the outlier mode, the modes taken as points; with a linear
 conjugate (OTM) it is one percent. Map: source 1/2 N(1, 0.5^2) + 1/2 N(-1, 0.5^2), target
-2/3 N(2, 0.5^2) + 1/3 N(-1, 0.5^2).
+2/3 N(2, 0.5^2) + 1/3 N(-1, 0.5^2). What an earlier run left in the output folder is not run again.
 """
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.table import machine, show, write_csv
 from generative import plots
+from generative.checkpoints import written_whole
 from generative.metrics import kl_divergence
 from generative.objectives.uotm import CONJUGATES, Uotm
 from generative.targets import Target, mixture
@@ -145,48 +147,64 @@ def exact_share(distance: float, tau: float, conjugate: str) -> float:
     return float(((cost - v).argmin(1) == 1).mean())
 
 
-def map_run(conjugate: str, tau: float, config: Config) -> tuple[np.ndarray, np.ndarray, float]:
-    """Source points, where they go, and KL(T(mu) | nu)."""
+def map_run(conjugate: str, tau: float, config: Config) -> np.ndarray:
+    """20,000 source points and where they go, shape (2, n)."""
     settings = Settings(
         objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=1e-5, batchsize=256,
         data_size=config.data_size, epochs=config.map_epochs,
     )  # fmt: skip
     generator = trained(settings, MAP_TARGET, MAP_SOURCE)
-    rng = torch.Generator().manual_seed(7)
-    source, nu = MAP_SOURCE.draw(20000, rng), MAP_TARGET.draw(20000, rng)
-    images = mapped(generator, source, settings.z_dim)
-    return source[:, 0].numpy(), images[:, 0].numpy(), kl_divergence(images, nu)
+    source = MAP_SOURCE.draw(20000, torch.Generator().manual_seed(7))
+    return torch.cat((source, mapped(generator, source, settings.z_dim)), 1).T.numpy()
+
+
+def kept(path: Path, make: Callable[..., np.ndarray], *arguments) -> np.ndarray:
+    """What make(*arguments) gives, from the file if an earlier run left it there."""
+    if not path.exists():
+        with written_whole(path) as temporary:
+            np.save(temporary, make(*arguments))
+    return np.load(path)
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    folder = Path(config.output_dir)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     grid = [
         (c, r, s) for c in config.conjugates for r in config.distances for s in range(config.seeds)
     ]
     maps = [("kl", 0.1), ("kl", 0.02), ("linear", 0.1)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.jobs, mp_context=context) as pool:
-        runs = {cell: pool.submit(outlier_run, *cell, config) for cell in grid}
-        map_runs = {cell: pool.submit(map_run, *cell, config) for cell in maps}
+
+        def start(make, epochs, cell):
+            name = "_".join(map(str, (make.__name__, *cell, epochs, config.data_size)))
+            return pool.submit(kept, folder / "runs" / f"{name}.npy", make, *cell, config)
+
+        runs = {cell: start(outlier_run, config.outlier_epochs, cell) for cell in grid}
+        map_runs = {cell: start(map_run, config.map_epochs, cell) for cell in maps}
         samples = {cell: run.result() for cell, run in tqdm(runs.items(), unit="run")}
         found = {cell: run.result() for cell, run in tqdm(map_runs.items(), unit="map")}
-    rows = outlier_table(config, samples)
-    map_rows = [
-        {
-            "conjugate": conjugate,
-            "tau": tau,
-            "KL(T(mu) | nu)": kl,
-            "Spearman correlation": float(spearmanr(source, images).statistic),
-        }
-        for (conjugate, tau), (source, images, kl) in found.items()
-    ]
+    rows, map_rows = outlier_table(config, samples), map_table(found)
     print(machine())
-    folder = Path(config.output_dir)
     for name, table in (("outliers", rows), ("map", map_rows)):
         show(table)
         write_csv(table, folder / f"{name}.csv")
     draw_outliers(config, samples, folder / "outliers.png")
     draw_maps(found, folder / "map.png")
+
+
+def map_table(found: dict) -> list[dict]:
+    nu = MAP_TARGET.draw(20000, torch.Generator().manual_seed(8))
+    return [
+        {
+            "conjugate": conjugate,
+            "tau": tau,
+            "KL(T(mu) | nu)": kl_divergence(torch.from_numpy(images[:, None]), nu),
+            "Spearman correlation": float(spearmanr(source, images).statistic),
+        }
+        for (conjugate, tau), (source, images) in found.items()
+    ]
 
 
 def outlier_table(config: Config, samples: dict) -> list[dict]:
@@ -234,19 +252,15 @@ def draw_outliers(config: Config, samples: dict, path: Path) -> None:
 def draw_maps(found: dict, path: Path) -> None:
     """Source against image, with the monotone map between the two mixtures."""
     figure, panels = plt.subplots(
-        1,
-        len(found),
-        figsize=(4 * len(found), 3.6),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
+        1, len(found), figsize=(4 * len(found), 3.6), layout="constrained",
+        squeeze=False, sharey=True,
+    )  # fmt: skip
     rng = torch.Generator().manual_seed(9)
     ends = [np.sort(z.draw(50000, rng)[:, 0].numpy()) for z in (MAP_SOURCE, MAP_TARGET)]
-    for axes, ((conjugate, tau), (source, images, kl)) in zip(panels[0], found.items()):
+    for axes, ((conjugate, tau), (source, images)) in zip(panels[0], found.items()):
         axes.plot(source[:2000], images[:2000], ".", color=plots.GENERATED, markersize=2)
         axes.plot(*ends, color=plots.TARGET, linewidth=1, label="monotone map")
-        axes.set(xlabel="source x", title=f"{conjugate}, tau {tau:g}: KL {kl:.3f}")
+        axes.set(xlabel="source x", title=f"{conjugate}, tau {tau:g}")
     panels[0, 0].set_ylabel("T(x, z)")
     panels[0, 0].legend(frameon=False)
     plots.save_figure(figure, path)

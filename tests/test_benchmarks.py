@@ -47,3 +47,9 @@ def test_exact_shares_solve_the_unbalanced_problem():
 
 def test_the_predicted_shrinkage():
     np.testing.assert_allclose(shrinkage.predicted(np.array([0, 1, 2, 5])), [1, 0.5**0.5, 0, 0])
+
+
+def test_what_an_earlier_run_left_is_not_made_again(tmp_path):
+    path = tmp_path / "run.npy"
+    np.testing.assert_array_equal(unbalanced.kept(path, np.arange, 5), np.arange(5))
+    np.testing.assert_array_equal(unbalanced.kept(path, np.zeros, 5), np.arange(5))
