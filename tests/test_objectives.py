@@ -218,18 +218,21 @@ def test_critic_scales_its_input():
     torch.testing.assert_close(of_more(7 - 40 * data), critic(-data + 2 * data.mean(0)))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_trains_and_resumes_to_the_same_numbers(tmp_path, name):
+def assert_resumes_to_the_same_numbers(tmp_path, **changes):
     def config(folder):
-        return Config(
-            **SMALL, objective=name, epochs=4, plot_interval=2, output_dir=str(tmp_path / folder)
-        )
+        output = str(tmp_path / folder)
+        return Config(**SMALL, epochs=4, plot_interval=2, output_dir=output, **changes)
 
     whole = train(config("whole"))
     train_and_interrupt(config("cut"), after=2)
     folder = next((tmp_path / "cut").iterdir())
     resumed = train(dataclasses.replace(saved_config(str(folder)), show=False))
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains_and_resumes_to_the_same_numbers(tmp_path, name):
+    assert_resumes_to_the_same_numbers(tmp_path, objective=name)
 
 
 def test_own_defaults_apply_where_the_user_says_nothing(monkeypatch):
@@ -345,15 +348,7 @@ def test_annealed_rates_fall_to_zero():
 
 
 def test_an_annealed_even_run_resumes_to_the_same_numbers(tmp_path):
-    def config(folder):
-        changes = {"even": True, "anneal": True, "output_dir": str(tmp_path / folder)}
-        return Config(**SMALL, epochs=4, plot_interval=2, data_type="mixture", **changes)
-
-    whole = train(config("whole"))
-    train_and_interrupt(config("cut"), after=2)
-    folder = next((tmp_path / "cut").iterdir())
-    resumed = train(dataclasses.replace(saved_config(str(folder)), show=False))
-    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert_resumes_to_the_same_numbers(tmp_path, even=True, anneal=True, data_type="mixture")
 
 
 def test_even_minibatches_fit_a_mixture_better(tmp_path):
