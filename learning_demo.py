@@ -205,19 +205,12 @@ class Training:
     def run_epoch(self) -> None:
         """`steps_per_epoch` minibatches."""
         if self.config.anneal:
-            self.set_rates(1 - self.epoch / self.config.epochs)
+            self.objective.set_rates(1 - self.epoch / self.config.epochs)
         for _ in range(self.config.steps_per_epoch):
             self.logged.append(self.objective.update(self))
             self.updates += 1
         self.averaged.update_parameters(self.generator)
         self.epoch += 1
-
-    def set_rates(self, factor: float) -> None:
-        """Learning rates that are this share of the first ones."""
-        for part in self.objective.parts.values():
-            if isinstance(part, torch.optim.Optimizer):
-                for group in part.param_groups:
-                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def sampler(self) -> Generator:
         """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.

@@ -151,14 +151,16 @@ def draw_fits(config: Config, cells: list[dict], path: Path) -> None:
         row = config.objectives.index(cell["objective"])
         column = config.targets.index(cell["target"])
         fit = plots.fit_plot(TARGETS[cell["target"]], panels[row, column])
-        ratio = cell["distance"] / cell["floor"]
-        title = f"{cell['objective']}, {cell['target']}: {ratio:.1f} x floor"
-        fit.show(np.asarray(cell["frame"]), title)
+        fit.show(np.asarray(cell["frame"]), "")
         (axes,) = panels[row, column].axes
         legend = axes.get_legend()
         handles = legend.legend_handles
         legend.remove()
         axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        ratio = cell["distance"] / cell["floor"]
+        title = f"{cell['objective']}, {cell['target']}: {ratio:.1f}"
+        axes.set_title(title, loc="left", fontsize=8)
+    figure.suptitle("Fits after equal time; distance to the target over its floor", fontsize=10)
     labels = ["generated samples", "target"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
     plots.save_figure(figure, path)

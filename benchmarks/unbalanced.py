@@ -2,11 +2,13 @@
 
     python -m benchmarks.unbalanced
 
-The toy experiments of Choi, Choi, Kang 2023, with this repository's networks. Outliers: the source
-is N(0, 1), one percent of the target is N(-R, 0.1^2), the rest N(1, 0.1^2). `exact` is the share of
-the source that the optimal map takes to the outlier mode, the modes taken as points; with a linear
-conjugate (OTM) it is one percent. Map: source 1/2 N(1, 0.5^2) + 1/2 N(-1, 0.5^2), target
-2/3 N(2, 0.5^2) + 1/3 N(-1, 0.5^2). What an earlier run left in the output folder is not run again.
+The toy experiments of Choi, Choi, Kang 2023, with this repository's networks; as theirs have no
+BatchNorm, its statistics stay those of the first weights. Outliers: the source is N(0, 1), one
+percent of the target is N(-R, 0.1^2), the rest N(1, 0.1^2). `exact` is the share of the source that
+the optimal map takes to the outlier mode, the modes taken as points; with a linear conjugate (OTM)
+it is one percent. Map: source 1/2 N(1, 0.5^2) + 1/2 N(-1, 0.5^2), target 2/3 N(2, 0.5^2) +
+1/3 N(-1, 0.5^2); `exact` is the KL of the optimal map. What an earlier run left in the output
+folder is not run again.
 """
 
 import multiprocessing
@@ -20,9 +22,10 @@ import numpy as np
 import torch
 import tyro
 from scipy.optimize import minimize
+from scipy.special import logsumexp, rel_entr
 from scipy.stats import gaussian_kde, norm, spearmanr
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from benchmarks.table import machine, show, write_csv
@@ -35,6 +38,7 @@ from learning_demo import Config as Settings
 from learning_demo import Generator
 
 SHARE = 0.01  # of the outliers
+AVERAGE = 0.999  # decay, per update, of the average of weights that samples are drawn with
 WINDOW = ((-4.0, 4.0),)
 
 
@@ -93,11 +97,19 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     batches = Toy(settings, target, fixed)
     generator = Generator(settings.z_dim, settings.g_dim, 1)
     generator.initialise(batches.data, batches.rng)
+    # Statistics of minibatches blur what the potential sees of a map: one trained on them by
+    # regression on the monotone map ends at KL(T(mu) | nu) = 0.05, one on fixed ones at 0.03.
+    update_bn([batches.noise() for _ in range(50)], generator)
+    generator.eval()
+    averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)).eval()
     objective = Uotm(settings, generator, batches)
-    for _ in range(settings.epochs * (settings.data_size // settings.batchsize)):
+    steps = settings.epochs * (settings.data_size // settings.batchsize)
+    for step in range(steps):
+        if settings.anneal:
+            objective.set_rates(1 - step / steps)
         objective.update(batches)
-    update_bn([batches.noise() for _ in range(50)], generator)  # of the final weights
-    return generator.eval()
+        averaged.update_parameters(generator)
+    return averaged.module
 
 
 def mapped(generator: Generator, source: Tensor, z_dim: int) -> Tensor:
@@ -148,14 +160,35 @@ def exact_share(distance: float, tau: float, conjugate: str) -> float:
 
 
 def map_run(conjugate: str, tau: float, config: Config) -> np.ndarray:
-    """20,000 source points and where they go, shape (2, n)."""
+    """20,000 source points and where they go, shape (2, n). The published rate is 1e-5."""
     settings = Settings(
-        objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=1e-5, batchsize=256,
-        data_size=config.data_size, epochs=config.map_epochs,
+        objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=2e-5, anneal=True,
+        batchsize=256, data_size=config.data_size, epochs=config.map_epochs,
     )  # fmt: skip
     generator = trained(settings, MAP_TARGET, MAP_SOURCE)
     source = MAP_SOURCE.draw(20000, torch.Generator().manual_seed(7))
     return torch.cat((source, mapped(generator, source, settings.z_dim)), 1).T.numpy()
+
+
+def exact_kl(conjugate: str, tau: float, bins: int = 300) -> float:
+    """KL(T(mu) | nu) of the optimal map between the map experiment's mixtures.
+
+    On grids, by the Sinkhorn iteration for unequal masses at the price kl (Chizat, Peyre,
+    Schmitzer, Vialard 2018), its temperature falling to a thousandth of tau.
+    """
+    if conjugate == "linear":
+        return 0.0
+    x, y = np.linspace(-3, 3, bins), np.linspace(-3, 4, bins)
+    mu, nu = (density / density.sum() for density in (MAP_SOURCE.density(x), MAP_TARGET.density(y)))
+    cost = tau / 2 * (x[:, None] - y) ** 2
+    f, g = np.zeros(bins), np.zeros(bins)
+    for eps in np.geomspace(tau, tau / 1000, 12):
+        for _ in range(150):
+            f = -eps / (1 + eps) * logsumexp((g - cost) / eps, 1, nu)
+            g = -eps / (1 + eps) * logsumexp((f[:, None] - cost) / eps, 0, mu[:, None])
+    plan = np.exp((f[:, None] + g - cost) / eps) * nu  # each row over its mass of mu
+    image = mu @ (plan / plan.sum(1, keepdims=True))
+    return float(rel_entr(image, nu).sum())
 
 
 def kept(path: Path, make: Callable[..., np.ndarray], *arguments) -> np.ndarray:
@@ -201,6 +234,7 @@ def map_table(found: dict) -> list[dict]:
             "conjugate": conjugate,
             "tau": tau,
             "KL(T(mu) | nu)": kl_divergence(torch.from_numpy(images[:, None]), nu),
+            "exact": exact_kl(conjugate, tau),
             "Spearman correlation": float(spearmanr(source, images).statistic),
         }
         for (conjugate, tau), (source, images) in found.items()

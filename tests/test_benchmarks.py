@@ -45,6 +45,15 @@ def test_exact_shares_solve_the_unbalanced_problem():
     assert share == pytest.approx(unbalanced.exact_share(5.0, 0.1, "kl"), abs=3e-3)
 
 
+def test_the_exact_map_goes_from_the_target_to_staying_where_it_is():
+    """As transport gets dearer; where it is dearest, T(mu) is mu."""
+    found = [unbalanced.exact_kl("kl", tau, bins=70) for tau in (0.02, 0.1, 1.0, 1000.0)]
+    x = np.linspace(-3, 4, 2000)
+    mu, nu = unbalanced.MAP_SOURCE.density(x), unbalanced.MAP_TARGET.density(x)
+    assert found == sorted(found) and 0 <= found[0] < 0.003
+    assert found[-1] == pytest.approx((mu * np.log(mu / nu)).sum() * (x[1] - x[0]), rel=0.05)
+
+
 def test_the_predicted_shrinkage():
     np.testing.assert_allclose(shrinkage.predicted(np.array([0, 1, 2, 5])), [1, 0.5**0.5, 0, 0])
 

@@ -55,6 +55,13 @@ class Objective:
         """
         raise NotImplementedError
 
+    def set_rates(self, factor: float) -> None:
+        """Learning rates that are this share of the first ones."""
+        for part in self.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                for group in part.param_groups:
+                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
     def state_dict(self) -> dict:
         return {name: part.state_dict() for name, part in self.parts.items()}
 

@@ -78,10 +78,10 @@ class Uotm(CriticObjective):
         BatchNorm takes its running statistics here: with those of the minibatch the slope at a
         point would be about the others too.
         """
-        noise = noise.detach().requires_grad_()
+        noise, mode = noise.detach().requires_grad_(), self.generator.training
         self.generator.eval()
         of_samples = self.critic(self.generator(noise))
-        self.generator.train()
+        self.generator.train(mode)
         (slope,) = torch.autograd.grad(of_samples.sum(), noise, create_graph=True)
         return slope[:, :dim].square().sum(1).mean()
 
