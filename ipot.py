@@ -1182,7 +1182,7 @@ def _network_simplex(
     cap = 1e6 * float(np.median(some[some > 0])) if (some > 0).any() else math.inf
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
         table = costs if limit == math.inf else np.minimum(costs, limit)
-        scale = float(np.abs(table).max()) or 1.0
+        scale = float(max(table.max(), -table.min())) or 1.0
         table = table / scale
         if arcs is not None:
             shape = len(a), len(b)
@@ -1213,7 +1213,8 @@ def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Te
         plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
-    return arcs, _tensor((C - g).min(1), a.device), _tensor(g, a.device), optimal
+    f = np.subtract(C, g, out=plan).min(1)  # fresh memory costs more than the difference
+    return arcs, _tensor(f, a.device), _tensor(g, a.device), optimal
 
 
 def _north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
