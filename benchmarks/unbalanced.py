@@ -97,8 +97,7 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     batches = Toy(settings, target, fixed)
     generator = Generator(settings.z_dim, settings.g_dim, 1)
     generator.initialise(batches.data, batches.rng)
-    # Statistics of minibatches blur what the potential sees of a map: one trained on them by
-    # regression on the monotone map ends at KL(T(mu) | nu) = 0.05, one on fixed ones at 0.03.
+    # Statistics of minibatches would blur what the potential sees of a map.
     update_bn([batches.noise() for _ in range(50)], generator)
     generator.eval()
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)).eval()
