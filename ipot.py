@@ -1047,7 +1047,8 @@ def _anneal(
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
     rows, C = next(cost.blocks())
-    typical = float(cost.reduced(C, g, f[rows, None]).median())
+    reduced = cost.reduced(C, g, f[rows, None]).ravel()
+    typical = float(reduced[:: max(1, len(reduced) // 1000)].median())
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, 30 * typical)
     f_warm, g_warm, neighbours = f, g, math.nan
@@ -1433,21 +1434,28 @@ class _Rows:
         pass: a block has whole rows, so that their scaling is known when it adds to the columns.
         """
         fresh = self._refer(f, g, eps)
-        a, b = a.float(), b.float()
-        v = b * ((g - self.g) / eps).exp().float()
-        row = torch.empty_like(a)
-        for left in reversed(range(count)):
-            column, neighbours = torch.zeros_like(b), 0.0
-            for rows in _row_slices(*self.shape, self.device):
-                K = self._kernel(rows, eps, fresh)
-                row[rows] = _product(K, v)
-                column += _product(a[rows] / row[rows], K)
-                if count > 1 and left == 0:
-                    # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
-                    K.square_().clamp_(1e-26, 1e26)
-                    neighbours += (a[rows] * row[rows].square() / _product(K, v.square())).sum()
-            v, fresh = b / column, False
-        f, g = self.f - eps * row.double().log(), self.g - eps * column.double().log()
+        # NumPy's products are twice as fast as torch's for the blocks read on a CPU, its calls
+        # cheaper, and it has no threads to wake for them.
+        on_cpu = self.device.type == "cpu"
+        native, xp = (Tensor.numpy, np) if on_cpu else (Tensor.contiguous, torch)
+        a, b = native(a.float()), native(b.float())
+        v = b * native(((g - self.g) / eps).exp().float())
+        row = xp.empty_like(a)
+        with np.errstate(all="ignore"):  # out of range shows in f and g
+            for left in reversed(range(count)):
+                column, neighbours = xp.zeros_like(b), 0.0
+                for rows in _row_slices(*self.shape, self.device):
+                    K = native(self._kernel(rows, eps, fresh))
+                    row[rows] = K @ v
+                    column += (a[rows] / row[rows]) @ K
+                    if count > 1 and left == 0:
+                        # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
+                        K *= K
+                        xp.clip(K, 1e-26, 1e26, out=K)
+                        neighbours += (a[rows] * row[rows] ** 2 / (K @ v**2)).sum()
+                v, fresh = b / column, False
+            f = self.f - eps * _log(row)
+            g = self.g - eps * _log(column)
         return f, g, neighbours
 
     def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
@@ -1610,14 +1618,6 @@ def _dot(x: np.ndarray, y: np.ndarray) -> float:
     """<x, y>. From 10,000 entries on NumPy's product starts a thread, which then spins for 0.1 s
     and holds up torch's: exact solutions took twice as long."""
     return float((x * y).sum())
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y; NumPy's is twice as fast for the blocks read on a CPU, and runs in one thread."""
-    if x.device.type != "cpu":
-        return x @ y
-    with np.errstate(over="ignore", invalid="ignore"):
-        return torch.from_numpy(x.numpy() @ y.numpy())
 
 
 def _row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
