@@ -67,7 +67,7 @@ Array = np.ndarray | Tensor
 _DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
 _FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
-_SMALL = 300**2  # problems with fewer arcs go to the network simplex as they are
+_SMALL = 260**2  # problems with fewer arcs go to the network simplex as they are
 _SWEEPS = 2  # in a stage of annealing
 _BINS = 512  # up to which a barycenter is certified by optimal plans
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
@@ -1179,8 +1179,9 @@ def _network_simplex(
     largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
     feasible for the true costs too.
     """
-    some = costs.ravel()[:: max(1, costs.size // 1000)]
-    cap = 1e6 * float(np.median(some[some > 0])) if (some > 0).any() else math.inf
+    some = np.sort(costs.ravel()[:: max(1, costs.size // 1000)])
+    some = some[some > 0]
+    cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # the median's
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
         table = costs if limit == math.inf else np.minimum(costs, limit)
         scale = float(max(table.max(), -table.min())) or 1.0
@@ -1698,9 +1699,9 @@ def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> tuple[_C
 
 def _dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """<a, f> + <b, g> in float64, less what its rounding may have added."""
-    f, g = f.double(), g.double()
-    size = (a * f.abs()).sum(-1) + (b * g.abs()).sum(-1)
-    return (a * f).sum(-1) + (b * g).sum(-1) - 4 * _EPS * size
+    f, g = a * f.double(), b * g.double()
+    size = f.abs().sum(-1) + g.abs().sum(-1)
+    return f.sum(-1) + g.sum(-1) - 4 * _EPS * size
 
 
 def _dual_bound(
@@ -1900,6 +1901,8 @@ def _rows_of(plan: Tensor | LazyPlan) -> Callable[[slice], Tensor]:
 
 def _round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The float64 tensor x in dtype, never smaller."""
+    if dtype == x.dtype:
+        return x
     y = x.to(dtype)
     return torch.where(y.double() < x, torch.nextafter(y, torch.full_like(y, math.inf)), y)
 
