@@ -1471,7 +1471,8 @@ class _Rows:
 
 
 class _MatrixRows(_Rows):
-    """A cost matrix. Annealing stores its kernel, in float32, and squares it to halve eps."""
+    """A cost matrix. Annealing stores its kernel, in float32: squares it to halve eps, and scales
+    its rows and columns where the potentials have moved."""
 
     def __init__(self, C: Tensor, rows: Tensor | None = None, columns: Tensor | None = None):
         self.C, self.rows, self.columns = C, rows, columns
@@ -1498,18 +1499,26 @@ class _MatrixRows(_Rows):
         return found
 
     def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
+        self.factors = None
         if self.kernel is None:
             self.kernel = _new_matrix(f.float(), tuple(self.shape))
         elif self.eps == eps:
-            moved = torch.maximum((f - self.f).abs().amax(), (g - self.g).abs().amax())
-            if bool(moved < 15 * eps):
+            df, dg = (f - self.f) / eps, (g - self.g) / eps
+            moved = float(torch.maximum(df.abs().amax(), dg.abs().amax()))
+            if moved < 15:
                 return False
+            if moved < 25:  # entries at the floor of exp(-60) still do not matter then
+                self.factors = df.exp().float(), dg.exp().float()
         return super()._refer(f, g, eps)
 
     def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
+        K = self.kernel[rows]
         if not fresh:
-            return self.kernel[rows]
-        K = self.kernel[rows].copy_(self.reduced(self.block(rows), self.g, self.f[rows, None]))
+            return K
+        if self.factors is not None:
+            f, g = self.factors
+            return K.mul_(f[rows, None]).mul_(g).clamp_(1e-26, 1e26)
+        K.copy_(self.reduced(self.block(rows), self.g, self.f[rows, None]))
         return K.mul_(-1 / eps).clamp_(-60, 60).exp_()
 
 
