@@ -1048,7 +1048,8 @@ def _anneal(
     f = cost.row_minima(g)
     rows, C = next(cost.blocks())
     reduced = cost.reduced(C, g, f[rows, None]).ravel()
-    typical = float(reduced[:: max(1, len(reduced) // 1000)].median())
+    some = torch.linspace(0, len(reduced) - 1, 1000, dtype=torch.float64, device=C.device).long()
+    typical = float(reduced[some].median())
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, 30 * typical)
     f_warm, g_warm, neighbours = f, g, math.nan
@@ -1179,7 +1180,7 @@ def _network_simplex(
     largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
     feasible for the true costs too.
     """
-    some = np.sort(costs.ravel()[:: max(1, costs.size // 1000)])
+    some = np.sort(costs.ravel()[np.linspace(0, costs.size - 1, 1000).astype(int)])
     some = some[some > 0]
     cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # the median's
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
