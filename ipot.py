@@ -1047,9 +1047,7 @@ def _anneal(
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
     rows, C = next(cost.blocks())
-    reduced = cost.reduced(C, g, f[rows, None]).ravel()
-    some = torch.linspace(0, len(reduced) - 1, 1000, dtype=torch.float64, device=C.device).long()
-    typical = float(reduced[some].median())
+    typical = float(_some(cost.reduced(C, g, f[rows, None])).median())
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, 30 * typical)
     f_warm, g_warm, neighbours = f, g, math.nan
@@ -1180,9 +1178,9 @@ def _network_simplex(
     largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
     feasible for the true costs too.
     """
-    some = np.sort(costs.ravel()[np.linspace(0, costs.size - 1, 1000).astype(int)])
+    some = np.sort(_some(costs))
     some = some[some > 0]
-    cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # the median's
+    cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # 1e6 times the median
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
         table = costs if limit == math.inf else np.minimum(costs, limit)
         scale = float(max(table.max(), -table.min())) or 1.0
@@ -1623,6 +1621,12 @@ class _Metric:
     def rounding(self, d: int, dtype: torch.dtype) -> float:
         """Relative error of a cost."""
         return (d + 4) * torch.finfo(dtype).eps if self.name else 0.0
+
+
+def _some(x: Array) -> Array:
+    """A thousand entries, from all rows and columns; a constant stride could keep to one column."""
+    x = x.ravel()
+    return x[np.linspace(0, len(x) - 1, 1000).astype(int)]
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:
