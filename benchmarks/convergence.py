@@ -26,7 +26,7 @@ from tqdm import tqdm
 import ipot
 from benchmarks.published import algorithm_1
 from benchmarks.table import machine, show, write_csv
-from benchmarks.timing import milliseconds
+from benchmarks.timing import milliseconds, rest
 from ipot_demo import feasible
 
 GAPS = (1e-2, 1e-3, 1e-4)
@@ -93,13 +93,12 @@ def measure(n: int, dimension: int, config: Config) -> list[dict]:
     emd, plan = milliseconds(lambda: ot.emd(a, a, cost, numItermax=10**7))
     W = float(np.sum(plan * cost))
 
-    # In turns, so that a slow spell of the machine meets both, and with a pause, so that the
-    # threads of the other one's library have gone to sleep.
+    # In turns, so that a slow spell of the machine meets both.
     pairs = []
     for _ in range(3):
-        time.sleep(0.2)
+        rest()
         fast = milliseconds(lambda: ipot.solve(single, beta=0.05, max_iter=config.iterations))[0]
-        time.sleep(0.2)
+        rest()
         pairs.append(
             (fast, milliseconds(lambda: algorithm_1(a, a, cost, 0.05, 20, with_loss=False))[0])
         )

@@ -16,7 +16,6 @@ larger problems once it needed more than `limit` seconds.
 """
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 import ipot
 from benchmarks.table import machine, show, write_csv
-from benchmarks.timing import milliseconds
+from benchmarks.timing import milliseconds, rest
 from generative.plots import save_figure
 from ipot_demo import feasible
 
@@ -198,8 +197,7 @@ def measure(config: Config) -> Iterator[dict]:
                     solver, settings = SOLVERS[name]
                     spent = 0.0
                     for setting in settings:
-                        # Threads that NumPy, JAX or torch has used spin for 0.1 s after their work.
-                        time.sleep(0.2)
+                        rest()
                         # Small problems repeat, so that the first call's set-up does not count.
                         runs = [solver(p, setting) for _ in range(3 if n <= 1024 else 1)]
                         span, gap = min(runs)

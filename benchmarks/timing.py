@@ -16,3 +16,9 @@ def milliseconds(
         result = function()
         times.append(1e3 * (time.perf_counter() - started))
     return float(choose(times)), result
+
+
+def rest() -> None:
+    """Wait for other libraries' threads: after their work they spin for 0.1 s and hold up the next
+    solver's."""
+    time.sleep(0.2)
