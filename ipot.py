@@ -41,6 +41,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import ModuleType
 
 import numpy as np
 import ot
@@ -859,7 +860,7 @@ def _scaling_steps(
                 losses.append(kernel.cost_of(u, v))
             if step + 1 < steps:
                 kernel.grow()
-    phi, psi, psi_last = -_log(row), -_log(w), -_log(w_last)
+        phi, psi, psi_last = (torch.as_tensor(-_log(x)) for x in (row, w, w_last))
     # Entries at the kernel's floor must not matter: they carry exp(top - span) of the mass.
     top = _largest(phi, problem.a) + _largest(psi, problem.b)
     in_range = torch.cat((phi, psi, psi_last), -1).isfinite().all()
@@ -919,17 +920,19 @@ def _iterate_lazy(
     parts, plans = [], []
     for k, cost in zip(np.ndindex(problem.mass.shape), costs):
         a, b, beta = problem.a[k], problem.b[k], float(problem.beta[k])
+        weights = _native(a.float()), _native(b.float())
         # log A_t and log B_t, up to the weights; the last two of each.
-        F = F_last = torch.zeros_like(a)
-        G = G_last = torch.where(b > 0, -b.log(), 0.0)
+        F = F_last = _native(torch.zeros_like(a))
+        G = G_last = _native(torch.where(b > 0, -b.log(), 0.0))
         for t in range(1, max_iter + 1):
             eps = beta / t
             g = eps * (2 * G - G_last)
-            f = eps * (2 * F - F_last) if t > 1 else cost.row_minima(g)
-            f, g, _ = cost.sweep(f, g, eps, a, b)
+            f = eps * (2 * F - F_last) if t > 1 else _native(cost.row_minima(torch.as_tensor(g)))
+            f, g, _ = cost.sweep(f, g, eps, *weights)
             F, F_last, G, G_last = f / eps, F, g / eps, G
+        f, g, step = (torch.as_tensor(x) for x in (f, g, beta * (G - G_last)))
         rows, value = _round_lazily(cost, f, g, eps, a, b)
-        step = torch.where(b > 0, beta * (G - G_last), -math.inf)
+        step = torch.where(b > 0, step, -math.inf)
         parts.append((value, *_dual_bound(cost, step, a, b, problem.dtype)))
         plans.append(LazyPlan(cost.shape, rows, float(problem.mass[k]), cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, max_iter)
@@ -1046,21 +1049,23 @@ def _anneal(
     """
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
-    rows, C = next(cost.blocks())
-    typical = float(_some(cost.reduced(C, g, f[rows, None])).median())
+    _, C = next(cost.blocks())
+    i, j = divmod(_some(C.numel()), C.shape[1])
+    typical = float((C[i, j] - f[i] - g[j]).median())
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, 30 * typical)
+    a, b, f, g = (_native(x) for x in (a.float(), b.float(), f, g))
     f_warm, g_warm, neighbours = f, g, math.nan
     for stage in range(1, _STAGES + 1):
         f_new, g_new, seen = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
-        if not bool(f_new.isfinite().all() & g_new.isfinite().all()):
+        if not math.isfinite(f_new.sum() + g_new.sum()):
             break  # out of float32's range: the potentials of the stage before will do
         f_warm, g_warm = f_new + (f_new - f) / 2, g_new + (g_new - g) / 2
         f, g, neighbours = f_new, g_new, float(seen)
         eps /= 2
         if neighbours < 5 or _SWEEPS * stage >= max_iter:
             break
-    return g, neighbours, _SWEEPS * stage
+    return torch.as_tensor(g), neighbours, _SWEEPS * stage
 
 
 @dataclass(eq=False)
@@ -1178,7 +1183,7 @@ def _network_simplex(
     largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
     feasible for the true costs too.
     """
-    some = np.sort(_some(costs))
+    some = np.sort(costs.ravel()[_some(costs.size)])
     some = some[some > 0]
     cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # 1e6 times the median
     for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
@@ -1425,60 +1430,63 @@ class _Rows:
         return least
 
     def sweep(
-        self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
-    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        self, f: Array, g: Array, eps: float, a: Array, b: Array, count: int = 1
+    ) -> tuple[Array, Array, Array | float]:
         """Sinkhorn sweeps from g at temperature eps: f, g and, after more than one, how many others
-        a point sees.
+        a point sees at half of it.
 
-        The f that is given only keeps the exponents in range. Rows and columns are fitted in one
-        pass: a block has whole rows, so that their scaling is known when it adds to the columns.
+        Native arrays; the weights in float32. The f that is given only keeps the exponents in
+        range. Rows and columns are fitted in one pass: a block has whole rows, so that their
+        scaling is known when it adds to the columns.
         """
-        fresh = self._refer(f, g, eps)
-        # NumPy's products are twice as fast as torch's for the blocks read on a CPU, its calls
-        # cheaper, and it has no threads to wake for them.
-        on_cpu = self.device.type == "cpu"
-        native, xp = (Tensor.numpy, np) if on_cpu else (Tensor.contiguous, torch)
-        a, b = native(a.float()), native(b.float())
-        v = b * native(((g - self.g) / eps).exp().float())
+        xp = _library(self.device)
+        self._refer(f, g, eps)
+        q = _single(xp.exp((g - self.g) / eps))
         row = xp.empty_like(a)
         with np.errstate(all="ignore"):  # out of range shows in f and g
             for left in reversed(range(count)):
-                column, neighbours = xp.zeros_like(b), 0.0
+                v, column, neighbours = b * q, xp.zeros_like(b), 0.0
                 for rows in _row_slices(*self.shape, self.device):
-                    K = native(self._kernel(rows, eps, fresh))
+                    K = self._kernel(rows, eps)
                     row[rows] = K @ v
                     column += (a[rows] / row[rows]) @ K
                     if count > 1 and left == 0:
-                        # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
+                        # P_ij / (a_i b_j), squared: also the kernel of the next stage.
+                        K /= row[rows, None]
+                        K *= q
                         K *= K
                         xp.clip(K, 1e-26, 1e26, out=K)
-                        neighbours += (a[rows] * row[rows] ** 2 / (K @ v**2)).sum()
-                v, fresh = b / column, False
-            f = self.f - eps * _log(row)
-            g = self.g - eps * _log(column)
-        return f, g, neighbours
+                        neighbours += (a[rows] / (K @ b**2)).sum()
+                if left:
+                    q = 1 / column
+            found = self.f - eps * _log(row), self.g - eps * _log(column), neighbours
+            if count > 1:
+                self._halve(row, q, eps)
+        return found
 
-    def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
-        """Set the potentials that the kernel is relative to; whether it is to be computed."""
+    def _refer(self, f: Array, g: Array, eps: float) -> None:
+        """Set the potentials that the kernel is relative to."""
         self.f, self.g = f, g
-        return True
 
-    def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
+    def _kernel(self, rows: slice, eps: float) -> Array:
         """Rows of exp((f + g - C) / eps) in float32; the caller may change them."""
-        K = self.reduced(self.block(rows), self.g, self.f[rows, None]).float()
-        return K.mul_(-1 / eps).clamp_(-40, 40).exp_()  # no product of three overflows
+        f, g = torch.as_tensor(self.f), torch.as_tensor(self.g)
+        K = self.reduced(self.block(rows), g, f[rows, None]).float()
+        return _native(K.mul_(-1 / eps).clamp_(-40, 40).exp_())  # no product of three overflows
+
+    def _halve(self, row: Array, q: Array, eps: float) -> None:
+        """What the last sweep made of the blocks of the kernel is that of eps / 2."""
 
 
 class _MatrixRows(_Rows):
-    """A cost matrix. Annealing stores its kernel, in float32: squares it to halve eps, and scales
-    its rows and columns where the potentials have moved."""
+    """A cost matrix. Annealing stores its kernel, in float32, and squares the plan to halve eps."""
 
     def __init__(self, C: Tensor, rows: Tensor | None = None, columns: Tensor | None = None):
         self.C, self.rows, self.columns = C, rows, columns
         self.shape = C.shape if rows is None else (len(rows), len(columns))
         self.device = C.device
-        self.kernel: Tensor | None = None
-        self.eps = 0.0
+        self.kernel: Array | None = None
+        self.eps = math.nan  # of the kernel
 
     def block(self, rows: slice | Tensor) -> Tensor:
         C = self.C[rows] if self.rows is None else self.C[self.rows[rows]][:, self.columns]
@@ -1490,35 +1498,26 @@ class _MatrixRows(_Rows):
             return _MatrixRows(self.C[rows[:, None], columns])
         return _MatrixRows(self.C, rows, columns)
 
-    def sweep(
-        self, f: Tensor, g: Tensor, eps: float, a: Tensor, b: Tensor, count: int = 1
-    ) -> tuple[Tensor, Tensor, Tensor | float]:
-        found = super().sweep(f, g, eps, a, b, count)
-        self.eps = eps / 2 if count > 1 else eps  # of the stored kernel, squared or not
-        return found
-
-    def _refer(self, f: Tensor, g: Tensor, eps: float) -> bool:
-        self.factors = None
+    def _refer(self, f: Array, g: Array, eps: float) -> None:
+        if self.eps == eps and abs(g - self.g).max() < 25 * eps:
+            return
+        super()._refer(f, g, eps)
+        f, g = torch.as_tensor(f), torch.as_tensor(g)
         if self.kernel is None:
-            self.kernel = _new_matrix(f.float(), tuple(self.shape))
-        elif self.eps == eps:
-            df, dg = (f - self.f) / eps, (g - self.g) / eps
-            moved = float(torch.maximum(df.abs().amax(), dg.abs().amax()))
-            if moved < 15:
-                return False
-            if moved < 25:  # entries at the floor of exp(-60) still do not matter then
-                self.factors = df.exp().float(), dg.exp().float()
-        return super()._refer(f, g, eps)
+            self.kernel = _native(_new_matrix(f.float(), tuple(self.shape)))
+        for rows, C in self.blocks():
+            K = torch.as_tensor(self.kernel[rows]).copy_(self.reduced(C, g, f[rows, None]))
+            K.mul_(-1 / eps).clamp_(-60, 60).exp_()
 
-    def _kernel(self, rows: slice, eps: float, fresh: bool) -> Tensor:
-        K = self.kernel[rows]
-        if not fresh:
-            return K
-        if self.factors is not None:
-            f, g = self.factors
-            return K.mul_(f[rows, None]).mul_(g).clamp_(1e-26, 1e26)
-        K.copy_(self.reduced(self.block(rows), self.g, self.f[rows, None]))
-        return K.mul_(-1 / eps).clamp_(-60, 60).exp_()
+    def _kernel(self, rows: slice, eps: float) -> Array:
+        return self.kernel[rows]
+
+    def _halve(self, row: Array, q: Array, eps: float) -> None:
+        row, q = _log(row), _log(q)
+        self.f, self.g = self.f - eps * row, self.g + eps * q
+        # Entries at the floor of exp(-60) may then matter.
+        far = abs(row).max() > 25 or abs(q).max() > 25
+        self.eps = math.nan if far else eps / 2
 
 
 class _CloudRows(_Rows):
@@ -1623,10 +1622,9 @@ class _Metric:
         return (d + 4) * torch.finfo(dtype).eps if self.name else 0.0
 
 
-def _some(x: Array) -> Array:
-    """A thousand entries, from all rows and columns; a constant stride could keep to one column."""
-    x = x.ravel()
-    return x[np.linspace(0, len(x) - 1, 1000).astype(int)]
+def _some(size: int) -> np.ndarray:
+    """A thousand entries of a matrix, from all columns; a constant stride could keep to one."""
+    return np.arange(1000) * (size - 1) // 999
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:
@@ -1665,8 +1663,24 @@ def _new_matrix(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 _pool = threading.local()
 
 
-def _log(x: Array) -> Tensor:
-    return torch.as_tensor(x).double().log()
+def _library(device: torch.device) -> ModuleType:
+    """NumPy on a CPU: calls on small arrays cost a third of torch's, its products of a matrix and a
+    vector half, and it has no threads to wake for them."""
+    return np if device.type == "cpu" else torch
+
+
+def _native(x: Tensor) -> Array:
+    """The same memory as an array of the device's library."""
+    return x.numpy() if x.device.type == "cpu" else x
+
+
+def _single(x: Array) -> Array:
+    return x.float() if isinstance(x, Tensor) else x.astype(np.float32)
+
+
+def _log(x: Array) -> Array:
+    """In float64."""
+    return x.double().log() if isinstance(x, Tensor) else np.log(x.astype(np.float64))
 
 
 def _largest(x: Tensor, weights: Tensor) -> Tensor:
