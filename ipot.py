@@ -68,7 +68,8 @@ Array = np.ndarray | Tensor
 _DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
 _FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
-_SMALL = 250**2  # problems with fewer arcs go to the network simplex as they are
+_TINY = 100**2  # problems with fewer arcs go to the network simplex as they are
+_SMALL = 200**2  # and up to here with all their arcs
 _SWEEPS = 2  # in a stage of annealing
 _BINS = 512  # up to which a barycenter is certified by optimal plans
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
@@ -933,7 +934,7 @@ def _iterate_lazy(
         f, g, step = (torch.as_tensor(x) for x in (f, g, beta * (G - G_last)))
         rows, value = _round_lazily(cost, f, g, eps, a, b)
         step = torch.where(b > 0, step, -math.inf)
-        parts.append((value, *_dual_bound(cost, step, a, b, problem.dtype)))
+        parts.append((float(value), *_dual_bound(cost, step, a, b, problem.dtype)))
         plans.append(LazyPlan(cost.shape, rows, float(problem.mass[k]), cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, max_iter)
     return certificate, plans if problem.mass.ndim else plans[0]
@@ -977,8 +978,8 @@ def _solve_flows(
             flow = _sorted_flow(cost, a, b)
         else:
             flow = _solve_flow(cost, a, b, float(problem.beta[k]), tol, max_iter)
-        value = _tensor(flow.cost + cost.error, device)
-        parts.append((value, *_dual_bound(cost, flow.g, a, b, problem.dtype, flow.f)))
+        bound = _dual_bound(cost, flow.g, a, b, problem.dtype, flow.f)
+        parts.append((flow.cost + cost.error, *bound))
         optimal.append(flow.optimal)
         sweeps = max(sweeps, flow.sweeps)
         mass = float(problem.mass[k])
@@ -1017,11 +1018,13 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
     whole, whole_b = cost.shape == (len(rows), len(columns)), b
     cost, a, b = cost.restricted(rows, columns), a[rows], b[columns]
     n, m = cost.shape
-    if n * m <= _SMALL or n == 1 or m == 1:
-        arcs, f, g, optimal = _all_arcs_flow(cost, a, b)
-        sweeps = 0
+    if n * m <= _TINY or n == 1 or m == 1:
+        g, neighbours, sweeps = torch.zeros_like(b), math.nan, 0
     else:
         g, neighbours, sweeps = _anneal(cost, a, b, beta, max_iter)
+    if n * m <= _SMALL or n == 1 or m == 1:
+        arcs, f, g, optimal = _all_arcs_flow(cost, g, a, b)
+    else:
         count = math.ceil(min(60.0, max(8.0, _ARCS * neighbours)))  # 8 for NaN
         arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, tol)
     used = arcs.flow > 0
@@ -1186,10 +1189,10 @@ def _network_simplex(
     some = np.sort(costs.ravel()[_some(costs.size)])
     some = some[some > 0]
     cap = 1e6 * float(some[len(some) // 2]) if len(some) else math.inf  # 1e6 times the median
-    for limit in (cap, math.inf) if costs.max() > cap else (math.inf,):
-        table = costs if limit == math.inf else np.minimum(costs, limit)
-        scale = float(max(table.max(), -table.min())) or 1.0
-        table = table / scale
+    low, high = float(costs.min()), float(costs.max())
+    for limit in (cap, math.inf) if high > cap else (math.inf,):
+        scale = max(min(high, limit), -low) or 1.0
+        table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
         if arcs is not None:
             shape = len(a), len(b)
             table = scipy.sparse.coo_matrix((table, (arcs.rows, arcs.columns)), shape=shape)
@@ -1205,18 +1208,24 @@ def _network_simplex(
     return None
 
 
-def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
-    """The flow of a small problem, by POT's dense network simplex."""
-    C, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), a, b))
+def _all_arcs_flow(
+    cost: _Rows, g: Tensor, a: Tensor, b: Tensor
+) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """The flow of a small problem, by POT's dense network simplex, on the reduced costs of g."""
+    C, g, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), g, a, b))
     optimal = True
     if 1 in C.shape:  # one plan only
         plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
-    elif found := _network_simplex(mass_a, mass_b, C - C.min()):
-        plan, _, g = found
     else:
-        rows, columns, mass = _north_west(mass_a, mass_b)
-        plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
-        plan[rows, columns] = mass
+        reduced = C - g
+        reduced -= reduced.min(1)[:, None]
+        if found := _network_simplex(mass_a, mass_b, reduced):
+            plan, _, g_step = found
+            g = g + g_step
+        else:
+            rows, columns, mass = _north_west(mass_a, mass_b)
+            plan, optimal = np.zeros(C.shape), False
+            plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     f = np.subtract(C, g, out=plan).min(1)  # fresh memory costs more than the difference
@@ -1727,15 +1736,14 @@ def _certify(cost: _DenseCost, problem: _Problem, iterate: _Iterate) -> tuple[_C
 
 def _dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """<a, f> + <b, g> in float64, less what its rounding may have added."""
-    f, g = a * f.double(), b * g.double()
-    size = f.abs().sum(-1) + g.abs().sum(-1)
-    return f.sum(-1) + g.sum(-1) - 4 * _EPS * size
+    terms = torch.cat((a * f, b * g), -1)
+    return terms.sum(-1) - 4 * _EPS * terms.abs().sum(-1)
 
 
 def _dual_bound(
     cost: _Rows, g: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, f: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Potentials that are feasible in dtype, and their dual value.
+) -> tuple[float, Tensor, Tensor]:
+    """The dual value of potentials that are feasible in dtype, and these.
 
     g, with -inf where b is zero, is c-transformed twice, unless its c-transform f is given.
     """
@@ -1745,26 +1753,32 @@ def _dual_bound(
         g = -_round_up(-_next_below(cost.column_minima(f.double())), dtype)
     else:
         f, g = -_round_up(-_next_below(f), dtype), -_round_up(-g, dtype)
-    return _dual_value(f, g, a, b) - cost.error, f, g
+    return float(_dual_value(f, g, a, b)) - cost.error, f, g
 
 
 def _stacked(
     problem: _Problem,
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    parts: list[tuple[float, float, Tensor, Tensor]],
     n_iter: int,
     tol: float = 0.0,
     optimal: list[bool] | None = None,
 ) -> _Certificate:
     """The certificate of a batch from the (value, lower bound, f, g) of each of its problems."""
-    batch = problem.mass.shape
-    value, lower_bound, f, g = (torch.stack(x).reshape((*batch, *x[0].shape)) for x in zip(*parts))
-    gap = value - lower_bound
-    converged = gap <= tol * value.abs() + problem.rounding
-    if optimal is not None:  # up to the rounding of the simplex's potentials
-        optimal = torch.tensor(optimal, device=value.device).reshape(batch)
-        converged = converged | (optimal & (gap <= 1e-9 * (value.abs() + problem.largest)))
-    lower_bound = torch.minimum(lower_bound, value)  # an optimal flow's may meet but for rounding
-    return _Certificate(f, g, value, lower_bound, converged, n_iter)
+    batch, device = problem.mass.shape, problem.mass.device
+    values, bounds, f, g = zip(*parts)
+    converged = []
+    limits = zip(problem.rounding.ravel().tolist(), problem.largest.ravel().tolist())
+    for k, (value, bound, (rounding, largest)) in enumerate(zip(values, bounds, limits)):
+        allowed = tol * abs(value) + rounding
+        if optimal is not None and optimal[k]:  # up to the rounding of the simplex's potentials
+            allowed = max(allowed, 1e-9 * (abs(value) + largest))
+        converged.append(value - bound <= allowed)
+    bounds = map(min, bounds, values)  # an optimal flow's may meet but for rounding
+    return _Certificate(
+        *(torch.stack(x).reshape(*batch, -1) for x in (f, g)),
+        *(_tensor(np.reshape(x, batch), device) for x in (values, list(bounds), converged)),
+        n_iter,
+    )
 
 
 def _round_lazily(
@@ -2637,25 +2651,24 @@ def _read_weights(
     like: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights of mass 1, and their masses as given; float64."""
-    weights = []
+    read = []
     for name, x, size in zip(names, given, sizes):
         if x is None:
             x = torch.full((size,), 1 / size, dtype=torch.float64, device=like.device)
+            mass = x.sum()
         elif x.ndim < 1 or x.shape[-1] != size:
             raise ValueError(
                 f"{name} must have shape (..., {size}) to match {against}; got {tuple(x.shape)}"
             )
         else:
             x = x.detach().double()
-            _check_weights(name, x)
-        weights.append(x)
-    a, b = weights
-    mass_a, mass_b = a.sum(-1), b.sum(-1)
+            mass = _check_weights(name, x)
+        read.append((x, mass))
+    (a, mass_a), (b, mass_b) = read
     if given[0] is None and given[1] is None:
         return a, b, mass_a, mass_b
     tolerance = 1e-6 if like.dtype == torch.float64 else 1e-4
-    difference = (mass_a - mass_b).abs() / torch.maximum(mass_a, mass_b)
-    if bool((difference > tolerance).any()):
+    if bool(((mass_a - mass_b).abs() > tolerance * torch.maximum(mass_a, mass_b)).any()):
         raise ValueError(
             f"{names[0]} and {names[1]} must have equal mass (to {tolerance:g} relative); "
             f"got {_brief(mass_a)} and {_brief(mass_b)}"
@@ -2901,10 +2914,14 @@ def _cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _check_weights(name: str, x: Tensor) -> None:
-    if bool((torch.isfinite(x) & (x >= 0)).all() & (x.sum(-1) > 0).all() & torch.isfinite(x.sum())):
-        return
-    if not bool(torch.isfinite(x.sum())):
+def _check_weights(name: str, x: Tensor) -> Tensor:
+    """Their mass, (...), which is positive and finite."""
+    mass = x.sum(-1)
+    if x.numel() == 0 or (
+        float(x.amin()) >= 0 and 0 < float(mass.amin()) <= float(mass.amax()) < math.inf
+    ):
+        return mass
+    if not bool(mass.isfinite().all()):
         raise ValueError(f"{name} must be finite; got NaN or inf")
     if bool((x < 0).any()):
         raise ValueError(f"{name} must be non-negative; the smallest entry is {float(x.min()):.6g}")
