@@ -68,8 +68,7 @@ Array = np.ndarray | Tensor
 _DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
 _FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
-_TINY = 100**2  # problems with fewer arcs go to the network simplex as they are
-_SMALL = 200**2  # and up to here with all their arcs
+_SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
 _SWEEPS = 2  # in a stage of annealing
 _BINS = 512  # up to which a barycenter is certified by optimal plans
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
@@ -1018,13 +1017,11 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
     whole, whole_b = cost.shape == (len(rows), len(columns)), b
     cost, a, b = cost.restricted(rows, columns), a[rows], b[columns]
     n, m = cost.shape
-    if n * m <= _TINY or n == 1 or m == 1:
-        g, neighbours, sweeps = torch.zeros_like(b), math.nan, 0
+    if n * m <= _SMALL or n == 1 or m == 1:
+        arcs, f, g, optimal = _all_arcs_flow(cost, a, b)
+        sweeps = 0
     else:
         g, neighbours, sweeps = _anneal(cost, a, b, beta, max_iter)
-    if n * m <= _SMALL or n == 1 or m == 1:
-        arcs, f, g, optimal = _all_arcs_flow(cost, g, a, b)
-    else:
         count = math.ceil(min(60.0, max(8.0, _ARCS * neighbours)))  # 8 for NaN
         arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, tol)
     used = arcs.flow > 0
@@ -1208,24 +1205,18 @@ def _network_simplex(
     return None
 
 
-def _all_arcs_flow(
-    cost: _Rows, g: Tensor, a: Tensor, b: Tensor
-) -> tuple[_Arcs, Tensor, Tensor, bool]:
-    """The flow of a small problem, by POT's dense network simplex, on the reduced costs of g."""
-    C, g, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), g, a, b))
+def _all_arcs_flow(cost: _Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """The flow of a small problem, by POT's dense network simplex."""
+    C, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), a, b))
     optimal = True
     if 1 in C.shape:  # one plan only
         plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
+    elif found := _network_simplex(mass_a, mass_b, C - C.min()):
+        plan, _, g = found
     else:
-        reduced = C - g
-        reduced -= reduced.min(1)[:, None]
-        if found := _network_simplex(mass_a, mass_b, reduced):
-            plan, _, g_step = found
-            g = g + g_step
-        else:
-            rows, columns, mass = _north_west(mass_a, mass_b)
-            plan, optimal = np.zeros(C.shape), False
-            plan[rows, columns] = mass
+        rows, columns, mass = _north_west(mass_a, mass_b)
+        plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
+        plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     f = np.subtract(C, g, out=plan).min(1)  # fresh memory costs more than the difference
@@ -1442,7 +1433,7 @@ class _Rows:
         self, f: Array, g: Array, eps: float, a: Array, b: Array, count: int = 1
     ) -> tuple[Array, Array, Array | float]:
         """Sinkhorn sweeps from g at temperature eps: f, g and, after more than one, how many others
-        a point sees at half of it.
+        a point sees.
 
         Native arrays; the weights in float32. The f that is given only keeps the exponents in
         range. Rows and columns are fitted in one pass: a block has whole rows, so that their
