@@ -68,7 +68,7 @@ Array = np.ndarray | Tensor
 _DENSE_BYTES = 2**28  # cost matrices of solve_sample up to this size are formed
 _FEW = 4  # dimensions up to which squared distances are sums of differences
 _BLOCK = 2**18  # entries of a cost that are read at a time
-_SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
+_SMALL = 200**2  # problems with fewer arcs go to the network simplex as they are
 _SWEEPS = 2  # in a stage of annealing
 _BINS = 512  # up to which a barycenter is certified by optimal plans
 _STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
@@ -1022,7 +1022,8 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
         sweeps = 0
     else:
         g, neighbours, sweeps = _anneal(cost, a, b, beta, max_iter)
-        count = math.ceil(min(60.0, max(8.0, _ARCS * neighbours)))  # 8 for NaN
+        arcs = _ARCS if tol < 1e-3 else _ARCS / 2
+        count = math.ceil(min(60.0, max(8.0, arcs * neighbours)))  # 8 for NaN
         arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, tol)
     used = arcs.flow > 0
     return _Flow(
