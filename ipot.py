@@ -1447,22 +1447,27 @@ class _Rows:
         with np.errstate(all="ignore"):  # out of range shows in f and g
             for left in reversed(range(count)):
                 v, column, neighbours = b * q, xp.zeros_like(b), 0.0
+                halve = count > 1 and left == 0
+                move = halve and self._halve(row, q)
                 for rows in _row_slices(*self.shape, self.device):
                     K = self._kernel(rows, eps)
                     row[rows] = K @ v
                     column += (a[rows] / row[rows]) @ K
-                    if count > 1 and left == 0:
-                        # P_ij / (a_i b_j), squared: also the kernel of the next stage.
-                        K /= row[rows, None]
-                        K *= q
+                    if halve:
+                        # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
+                        scale, weights = row[rows], v
+                        if move:
+                            K /= row[rows, None]
+                            K *= q
+                            scale, weights = 1.0, b
                         K *= K
                         xp.clip(K, 1e-26, 1e26, out=K)
-                        neighbours += (a[rows] / (K @ b**2)).sum()
+                        neighbours += (a[rows] * scale**2 / (K @ weights**2)).sum()
                 if left:
                     q = 1 / column
             found = self.f - eps * _log(row), self.g - eps * _log(column), neighbours
-            if count > 1:
-                self._halve(row, q, eps)
+            if move:
+                self.f, self.g = found[0], self.g + eps * _log(q)
         return found
 
     def _refer(self, f: Array, g: Array, eps: float) -> None:
@@ -1475,8 +1480,9 @@ class _Rows:
         K = self.reduced(self.block(rows), g, f[rows, None]).float()
         return _native(K.mul_(-1 / eps).clamp_(-40, 40).exp_())  # no product of three overflows
 
-    def _halve(self, row: Array, q: Array, eps: float) -> None:
-        """What the last sweep made of the blocks of the kernel is that of eps / 2."""
+    def _halve(self, row: Array, q: Array) -> bool:
+        """Before eps is halved: whether to take the kernel relative to these scalings then."""
+        return False
 
 
 class _MatrixRows(_Rows):
@@ -1500,9 +1506,10 @@ class _MatrixRows(_Rows):
         return _MatrixRows(self.C, rows, columns)
 
     def _refer(self, f: Array, g: Array, eps: float) -> None:
-        if self.eps == eps and abs(g - self.g).max() < 25 * eps:
+        if self.eps == eps and max(abs(f - self.f).max(), abs(g - self.g).max()) < 25 * eps:
             return
         super()._refer(f, g, eps)
+        self.eps = eps
         f, g = torch.as_tensor(f), torch.as_tensor(g)
         if self.kernel is None:
             self.kernel = _native(_new_matrix(f.float(), tuple(self.shape)))
@@ -1513,12 +1520,10 @@ class _MatrixRows(_Rows):
     def _kernel(self, rows: slice, eps: float) -> Array:
         return self.kernel[rows]
 
-    def _halve(self, row: Array, q: Array, eps: float) -> None:
-        row, q = _log(row), _log(q)
-        self.f, self.g = self.f - eps * row, self.g + eps * q
-        # Entries at the floor of exp(-60) may then matter.
-        far = abs(row).max() > 25 or abs(q).max() > 25
-        self.eps = math.nan if far else eps / 2
+    def _halve(self, row: Array, q: Array) -> bool:
+        self.eps /= 2
+        # Two more passes over the kernel; but what is at its floor of exp(-60) must not matter.
+        return bool(max(abs(_log(row)).max(), abs(_log(q)).max()) > 8)
 
 
 class _CloudRows(_Rows):
