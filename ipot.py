@@ -2057,22 +2057,17 @@ def _scaled_averages(problem: _Histograms, x: _Averages, stage: np.ndarray) -> _
     None if they left the range in which that is accurate.
     """
     C, limit = problem.cost.axes[0].C, _span(torch.float64)
-    numpy = C.device.type == "cpu"
-    xp = np if numpy else torch
-
-    def native(x: Tensor) -> Array:
-        return x.numpy() if numpy else x
-
+    xp = _library(C.device)
     scale = max(x.s, 1e-300)
     f, g = -x.row / scale, -x.column / scale
     exponent = (
         (f[..., :, None] + g[..., None, :]).sub_(C).clamp_(-limit / stage[-1], limit / stage[-1])
     )
-    K = native((exponent * stage[0]).exp_())
-    G = native(exponent.mul_(stage[1] - stage[0]).exp_()) if len(stage) > 1 else None
-    p, weights = native(problem.p), native(problem.weights)[:, None, :]
+    K = _native((exponent * stage[0]).exp_())
+    G = _native(exponent.mul_(stage[1] - stage[0]).exp_()) if len(stage) > 1 else None
+    p, weights = _native(problem.p), _native(problem.weights)[:, None, :]
     # Relative to f: log A_t - s_t f, which extrapolates as log A does.
-    log_u, log_u_last = native(x.log_A - x.s * f), native(x.log_A_last - x.s_last * f)
+    log_u, log_u_last = _native(x.log_A - x.s * f), _native(x.log_A_last - x.s_last * f)
     s, s_last = x.s, x.s_last
     with np.errstate(all="ignore"):  # overflow shows at the end
         for step, s_next in enumerate(stage.tolist()):
