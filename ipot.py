@@ -199,8 +199,9 @@ def solve(
     if wanted is None:
         certificate, plan = _iterate_dense(problem, max_iter, inner_iter)
     else:
-        costs = [_MatrixRows(problem.C[k]) for k in np.ndindex(problem.C.shape[:-2])]
-        certificate, plan = _solve_flows(problem, costs, wanted, max_iter, sparse)
+        certificate, plan = _solve_flows(
+            problem, lambda k: _MatrixRows(problem.C[k]), wanted, max_iter, sparse
+        )
     return _transport(problem, certificate, plan)
 
 
@@ -275,14 +276,17 @@ def solve_sample(
         problem = _read_problem(C, a, b, beta, names, inputs=inputs, give_back=give_back)
         certificate, plan = _iterate_dense(problem, max_iter)
     else:
-        costs = [_CloudRows(x[k], y[k], distance) for k in np.ndindex(batch)]
+
+        def cost_of(k: tuple[int, ...]) -> _CloudRows:
+            return _CloudRows(x[k], y[k], distance)
+
         line = wanted is not None and distance.name is not None and x.shape[-1] == 1
-        problem = _read_clouds(costs, batch, inputs, beta, give_back, line)
+        problem = _read_clouds(cost_of, batch, inputs, beta, give_back, line)
         if wanted is None:
-            certificate, plan = _iterate_lazy(problem, costs, max_iter)
+            certificate, plan = _iterate_lazy(problem, cost_of, max_iter)
         else:
             certificate, plan = _solve_flows(
-                problem, costs, wanted, max_iter, sparse, lazy=lazy, line=line
+                problem, cost_of, wanted, max_iter, sparse, lazy=lazy, line=line
             )
     return _transport(problem, certificate, plan, clouds=(x, y, distance))
 
@@ -914,12 +918,12 @@ def _iterate_dense(
 
 
 def _iterate_lazy(
-    problem: _Problem, costs: list[_CloudRows], max_iter: int
+    problem: _Problem, cost_of: Callable[[tuple[int, ...]], _CloudRows], max_iter: int
 ) -> tuple[_Certificate, LazyPlan | list[LazyPlan]]:
     """The same iterates without a matrix, one problem of the batch after another."""
     parts, plans = [], []
-    for k, cost in zip(np.ndindex(problem.mass.shape), costs):
-        a, b, beta = problem.a[k], problem.b[k], float(problem.beta[k])
+    for k in np.ndindex(problem.mass.shape):
+        cost, a, b, beta = cost_of(k), problem.a[k], problem.b[k], float(problem.beta[k])
         weights = _native(a.float()), _native(b.float())
         # log A_t and log B_t, up to the weights; the last two of each.
         F = F_last = _native(torch.zeros_like(a))
@@ -960,7 +964,7 @@ class _Flow:
 
 def _solve_flows(
     problem: _Problem,
-    costs: list[_Rows],
+    cost_of: Callable[[tuple[int, ...]], _Rows],
     tol: float,
     max_iter: int,
     sparse: bool,
@@ -968,11 +972,12 @@ def _solve_flows(
     line: bool = False,
 ) -> tuple[_Certificate, Tensor | LazyPlan | list]:
     """Every problem of the batch to the relative gap `tol`, and the plans in the form asked for."""
-    (n, m), batch, device = costs[0].shape, problem.mass.shape, problem.mass.device
-    dense = None if sparse or lazy else _zeros((*batch, n, m), problem.dtype, device)
+    batch, device = problem.mass.shape, problem.mass.device
+    shape = problem.a.shape[-1], problem.b.shape[-1]
+    dense = None if sparse or lazy else _zeros((*batch, *shape), problem.dtype, device)
     parts, plans, optimal, sweeps = [], [], [], 0
-    for k, cost in zip(np.ndindex(batch), costs):
-        a, b = problem.a[k], problem.b[k]
+    for k in np.ndindex(batch):
+        cost, a, b = cost_of(k), problem.a[k], problem.b[k]
         if line:
             flow = _sorted_flow(cost, a, b)
         else:
@@ -988,11 +993,11 @@ def _solve_flows(
         if dense is not None:
             dense[k][rows, columns] = values.to(problem.dtype)
         elif sparse:
-            plans.append(_sparse(rows, columns, values, (n, m), problem.give_back))
+            plans.append(_sparse(rows, columns, values, shape, problem.give_back))
         else:
-            table = scipy.sparse.csr_array((flow.mass, (flow.rows, flow.columns)), shape=(n, m))
+            table = scipy.sparse.csr_array((flow.mass, (flow.rows, flow.columns)), shape=shape)
             plan_rows = partial(_table_rows, table, device)
-            plans.append(LazyPlan((n, m), plan_rows, mass, cost.Y, problem.give_back))
+            plans.append(LazyPlan(shape, plan_rows, mass, cost.Y, problem.give_back))
     certificate = _stacked(problem, parts, sweeps, tol, optimal)
     if dense is not None:
         return certificate, dense
@@ -2582,8 +2587,9 @@ def _read_problem(
     if (inputs[-2] is not None or inputs[-1] is not None) and bool((a == 0).any() | (b == 0).any()):
         # Points without mass have no say in what the cost's range is.
         whole = C.expand(*batch, *C.shape[-2:])
-        costs = [_MatrixRows(whole[k]) for k in np.ndindex(batch)]
-        low, high = _active_span(costs, a.expand(*batch, -1), b.expand(*batch, -1))
+        low, high = _active_span(
+            lambda k: _MatrixRows(whole[k]), a.expand(*batch, -1), b.expand(*batch, -1)
+        )
     low, high = low.expand(batch), high.expand(batch)
     # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
     mass = (mass_b if precise else mass_a).expand(batch)
@@ -2602,17 +2608,20 @@ def _read_problem(
     )
 
 
-def _active_span(costs: list[_Rows], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _active_span(
+    cost_of: Callable[[tuple[int, ...]], _Rows], a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
     """Smallest and largest cost between points with mass, of each problem of a batch."""
     batch, spans = a.shape[:-1], []
-    for k, cost in zip(np.ndindex(batch), costs):
-        spans.append(cost.restricted(a[k].nonzero().ravel(), b[k].nonzero().ravel()).span())
+    for k in np.ndindex(batch):
+        active = a[k].nonzero().ravel(), b[k].nonzero().ravel()
+        spans.append(cost_of(k).restricted(*active).span())
     low, high = (torch.stack(x).reshape(batch) for x in zip(*spans))
     return low, high
 
 
 def _read_clouds(
-    costs: list[_CloudRows],
+    cost_of: Callable[[tuple[int, ...]], _CloudRows],
     batch: tuple[int, ...],
     inputs: tuple[Tensor | None, ...],
     beta: float | Array | None,
@@ -2626,10 +2635,10 @@ def _read_clouds(
     a, b, mass, _ = _read_weights(inputs[2:], sizes, ("a", "b"), shapes, inputs[0])
     a, b, mass = a.expand(*batch, -1), b.expand(*batch, -1), mass.expand(batch)
     if line:
-        ends = [cost.ends().span() for cost in costs]
+        ends = [cost_of(k).ends().span() for k in np.ndindex(batch)]
         low, high = (torch.stack(x).reshape(batch) for x in zip(*ends))
     else:
-        low, high = _active_span(costs, a, b)
+        low, high = _active_span(cost_of, a, b)
     _check_size(mass, low, high, dtype)
     step = _proximal_step(beta, low, high)
     return _Problem(None, a, b, step, low, high, mass, dtype, inputs, give_back)
