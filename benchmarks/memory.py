@@ -57,7 +57,7 @@ def one_sweep(n: int) -> tuple[float, int]:
     """A sweep of the lazy solver by itself; its parts are those of `solve_sample`."""
     x, y = (torch.from_numpy(z) for z in clouds(n))
     cost = ipot._CloudRows(x, y, ipot._Metric("sqeuclidean"))
-    zero, uniform = torch.zeros(n, dtype=torch.float64), torch.full((n,), 1 / n).double()
+    zero, uniform = np.zeros(n), np.full(n, 1 / n, dtype=np.float32)
     cost.sweep(zero, zero, 1.0, uniform, uniform)
     return 0.0, 1
 

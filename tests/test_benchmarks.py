@@ -1,12 +1,34 @@
 """The experiments: what they compute, and short runs."""
 
+import csv
+
 import numpy as np
 import ot
 import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from benchmarks import objectives, shrinkage, unbalanced
+from benchmarks import batches, convergence, memory, objectives, shrinkage, solvers, unbalanced
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "gap"),
+    [
+        (batches, "--batches 3 --sizes 12 --iterations 20", "mean cost / exact - 1"),
+        (convergence, "--sizes 24 --dimensions 2 --iterations 20 --max-iter 300", "ms to 0.01"),
+        (memory, "--sizes 60 --dense 60 --estimated 90", "gap"),
+        (solvers, "--sizes 24 --dimensions 2 --seeds 1", "gap"),
+    ],
+)
+def test_benchmarks_of_the_solver_run(benchmark, options, gap, tmp_path, monkeypatch, capsys):
+    where = ["--output-dir", tmp_path] if benchmark is solvers else ["--output", tmp_path / "t.csv"]
+    monkeypatch.setattr("sys.argv", ["benchmark", *options.split(), *map(str, where)])
+    benchmark.main()
+    (table,) = tmp_path.glob("*.csv")
+    with table.open() as file:
+        values = [float(row[gap]) for row in csv.DictReader(file) if row[gap]]
+    assert values and np.isfinite(values).all() and min(values) > -1e-6
+    assert "Written to" in capsys.readouterr().out
 
 
 def test_cells_are_run_once_and_tabled(tmp_path, monkeypatch):
