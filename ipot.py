@@ -917,6 +917,7 @@ def _iterate_dense(
     return _certify(cost, problem, iterate)
 
 
+@np.errstate(all="ignore")  # out of range shows in the result
 def _iterate_lazy(
     problem: _Problem, cost_of: Callable[[tuple[int, ...]], _CloudRows], max_iter: int
 ) -> tuple[_Certificate, LazyPlan | list[LazyPlan]]:
@@ -1043,6 +1044,7 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
     )
 
 
+@np.errstate(all="ignore")  # out of range shows in f and g
 def _anneal(
     cost: _Rows, a: Tensor, b: Tensor, eps: float, max_iter: int
 ) -> tuple[Tensor, float, int]:
@@ -1442,37 +1444,36 @@ class _Rows:
         a point sees.
 
         Native arrays; the weights in float32. The f that is given only keeps the exponents in
-        range. Rows and columns are fitted in one pass: a block has whole rows, so that their
-        scaling is known when it adds to the columns.
+        range; where they leave it f and g are not finite. Rows and columns are fitted in one pass:
+        a block has whole rows, so that their scaling is known when it adds to the columns.
         """
         xp = _library(self.device)
         self._refer(f, g, eps)
         q = _single(xp.exp((g - self.g) / eps))
         row = xp.empty_like(a)
-        with np.errstate(all="ignore"):  # out of range shows in f and g
-            for left in reversed(range(count)):
-                v, column, neighbours = b * q, xp.zeros_like(b), 0.0
-                halve = count > 1 and left == 0
-                move = halve and self._halve(row, q)
-                for rows in _row_slices(*self.shape, self.device):
-                    K = self._kernel(rows, eps)
-                    row[rows] = K @ v
-                    column += (a[rows] / row[rows]) @ K
-                    if halve:
-                        # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
-                        scale, weights = row[rows], v
-                        if move:
-                            K /= row[rows, None]
-                            K *= q
-                            scale, weights = 1.0, b
-                        K *= K
-                        xp.clip(K, 1e-26, 1e26, out=K)
-                        neighbours += (a[rows] * scale**2 / (K @ weights**2)).sum()
-                if left:
-                    q = 1 / column
-            found = self.f - eps * _log(row), self.g - eps * _log(column), neighbours
-            if move:
-                self.f, self.g = found[0], self.g + eps * _log(q)
+        for left in reversed(range(count)):
+            v, column, neighbours = b * q, xp.zeros_like(b), 0.0
+            halve = count > 1 and left == 0
+            move = halve and self._halve(row, q)
+            for rows in _row_slices(*self.shape, self.device):
+                K = self._kernel(rows, eps)
+                row[rows] = K @ v
+                column += (a[rows] / row[rows]) @ K
+                if halve:
+                    # 1 / sum_j (P_ij / a_i)^2, by what is also the kernel of the next stage.
+                    scale, weights = row[rows], v
+                    if move:
+                        K /= row[rows, None]
+                        K *= q
+                        scale, weights = 1.0, b
+                    K *= K
+                    xp.clip(K, 1e-26, 1e26, out=K)
+                    neighbours += (a[rows] * scale**2 / (K @ weights**2)).sum()
+            if left:
+                q = 1 / column
+        found = self.f - eps * _log(row), self.g - eps * _log(column), neighbours
+        if move:
+            self.f, self.g = found[0], self.g + eps * _log(q)
         return found
 
     def _refer(self, f: Array, g: Array, eps: float) -> None:
@@ -1634,7 +1635,7 @@ class _Metric:
 
 
 def _some(size: int) -> np.ndarray:
-    """A thousand entries of a matrix, from all columns; a constant stride could keep to one."""
+    """Where a thousand entries of a matrix are, in all columns; a stride could keep to one."""
     return np.arange(1000) * (size - 1) // 999
 
 
