@@ -1027,10 +1027,10 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
         arcs, f, g, optimal = _all_arcs_flow(cost, a, b)
         sweeps = 0
     else:
-        g, neighbours, sweeps = _anneal(cost, a, b, beta, max_iter)
+        g, neighbours, sweeps, blur = _anneal(cost, a, b, beta, max_iter)
         arcs = _ARCS if tol < 1e-3 else _ARCS / 2
         count = math.ceil(min(60.0, max(8.0, arcs * neighbours)))  # 8 for NaN
-        arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, tol)
+        arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, blur, tol)
     used = arcs.flow > 0
     return _Flow(
         rows.cpu().numpy()[arcs.rows[used]],
@@ -1047,8 +1047,9 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
 @np.errstate(all="ignore")  # out of range shows in f and g
 def _anneal(
     cost: _Rows, a: Tensor, b: Tensor, eps: float, max_iter: int
-) -> tuple[Tensor, float, int]:
-    """g near an optimal one, how many others a point sees then, and how many sweeps it took.
+) -> tuple[Tensor, float, int, float]:
+    """g near an optimal one, how many others a point sees then, how many sweeps it took, and below
+    which difference costs were found equal.
 
     Proximal steps whose temperature is halved from one to the next, each of two Sinkhorn sweeps
     from the potentials extrapolated along half of the last change: IPOT's extrapolation for this
@@ -1063,7 +1064,7 @@ def _anneal(
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, 30 * typical)
     a, b, f, g = (_native(x) for x in (a.float(), b.float(), f, g))
-    f_warm, g_warm, neighbours = f, g, math.nan
+    f_warm, g_warm, neighbours, tied = f, g, math.nan, False
     for stage in range(1, _STAGES + 1):
         f_new, g_new, seen = cost.sweep(f_warm, g_warm, eps, a, b, _SWEEPS)
         if not math.isfinite(f_new.sum() + g_new.sum()):
@@ -1071,10 +1072,12 @@ def _anneal(
         f_warm, g_warm = f_new + (f_new - f) / 2, g_new + (g_new - g) / 2
         f, g, last, neighbours = f_new, g_new, neighbours, float(seen)
         eps /= 2
-        tied = 0.9 * last < neighbours < 10  # equal costs, which no temperature tells apart
+        # Equal costs, which no temperature tells apart.
+        tied = 0.9 * last < neighbours and (neighbours < 10 or stage == _STAGES)
         if neighbours < 5 or tied or _SWEEPS * stage >= max_iter:
             break
-    return torch.as_tensor(g), neighbours, _SWEEPS * stage
+    blur = 10 * eps if tied and neighbours >= 5 else 0.0
+    return torch.as_tensor(g), neighbours, _SWEEPS * stage, blur
 
 
 @dataclass(eq=False)
@@ -1102,7 +1105,7 @@ class _Arcs:
 
 
 def _generate_columns(
-    cost: _Rows, g: Tensor, a: Tensor, b: Tensor, count: int, tol: float
+    cost: _Rows, g: Tensor, a: Tensor, b: Tensor, count: int, blur: float, tol: float
 ) -> tuple[_Arcs, Tensor, Tensor, bool]:
     """Arcs with a flow on them, the best potentials seen, and whether the flow is optimal.
 
@@ -1110,7 +1113,7 @@ def _generate_columns(
     """
     m = cost.shape[1]
     mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
-    arcs, f = _near_arcs(cost, g, count, mass_a, mass_b)
+    arcs, f = _near_arcs(cost, g, count, blur, mass_a, mass_b)
     best, f_best, g_best = a @ f + b @ g, f, g
     while True:
         reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
@@ -1137,20 +1140,29 @@ def _generate_columns(
 
 
 def _near_arcs(
-    cost: _Rows, g: Tensor, count: int, a: np.ndarray, b: np.ndarray
+    cost: _Rows, g: Tensor, count: int, blur: float, a: np.ndarray, b: np.ndarray
 ) -> tuple[_Arcs, Tensor]:
     """The arcs of smallest C_ij - g_j of each row i, a path of arcs that can carry all mass, and
-    the c-transform of g."""
+    the c-transform of g.
+
+    Of arcs that differ by less than `blur` each row takes others: the same ones in all rows could
+    not carry their flow.
+    """
     n, m = cost.shape
     count = min(m, math.ceil(count * max(1.0, m / n)))
     path_rows, path_columns, _ = _north_west(a, b)
     near, costs = np.empty((n, count), np.int64), np.empty((n, count))
     path_costs, least = np.empty(len(path_rows)), torch.empty(n, dtype=g.dtype, device=g.device)
+    noise, draw = None, torch.Generator(g.device).manual_seed(0)
     for rows, C in cost.blocks():
         reduced = cost.reduced(C, g)
         least[rows] = reduced.amin(1)
         # In float32 what is near can be told apart once the least of the row is taken off.
         reduced.sub_(least[rows, None])
+        if blur:
+            if noise is None:
+                noise = torch.rand(reduced.shape, generator=draw, device=draw.device)
+            reduced.add_(noise[: len(reduced)], alpha=blur)
         j = torch.topk(reduced.float(), count, largest=False, sorted=False).indices
         near[rows], costs[rows] = j.cpu().numpy(), C.gather(1, j).cpu().numpy()
         on_path = slice(*np.searchsorted(path_rows, (rows.start, rows.stop)))

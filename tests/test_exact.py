@@ -532,3 +532,17 @@ def test_cuda_agrees(options):
     there = solve_sample(*(z.cuda() for z in inputs), **options)
     assert there.value.device.type == "cuda"
     assert float(there.value) == pytest.approx(float(here.value), rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [2, 4])
+def test_ties_everywhere_take_few_rounds(values, monkeypatch):
+    """Rows that all took the same ones of many equal arcs would need eight rounds and more."""
+    rng = np.random.default_rng(0)
+    M = rng.integers(0, values, (400, 350)).astype(float)
+    a, b = rng.dirichlet(np.ones(400)), rng.dirichlet(np.ones(350))
+    rounds, emd = [], ot.emd
+    monkeypatch.setattr(ot, "emd", lambda *x, **options: rounds.append(1) or emd(*x, **options))
+    found = solve(M, a, b, exact=True)
+    assert len(rounds) <= 2
+    assert found.value == pytest.approx(ot.emd2(a, b, M, numItermax=10**7), abs=1e-12)
+    assert found.converged
