@@ -1053,8 +1053,8 @@ def _anneal(
 
     Proximal steps whose temperature is halved from one to the next, each of two Sinkhorn sweeps
     from the potentials extrapolated along half of the last change: IPOT's extrapolation for this
-    schedule. It ends where a point sees few others: when the mean of
-    1 / sum_j (P_ij / a_i)^2 falls below 5, after 5 stages in 16 dimensions and 11 in 2, or no more.
+    schedule. It ends where a point sees few others: when the mean of 1 / sum_j (P_ij / a_i)^2 falls
+    below 5 (after 5 stages in 16 dimensions, 11 in 2) or, where costs tie, no further.
     """
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
