@@ -38,7 +38,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import ModuleType
@@ -199,9 +199,8 @@ def solve(
     if wanted is None:
         certificate, plan = _iterate_dense(problem, max_iter, inner_iter)
     else:
-        certificate, plan = _solve_flows(
-            problem, lambda k: _MatrixRows(problem.C[k]), wanted, max_iter, sparse
-        )
+        costs = (_MatrixRows(problem.C[k]) for k in np.ndindex(problem.C.shape[:-2]))
+        certificate, plan = _solve_flows(problem, costs, wanted, max_iter, sparse)
     return _transport(problem, certificate, plan)
 
 
@@ -277,16 +276,16 @@ def solve_sample(
         certificate, plan = _iterate_dense(problem, max_iter)
     else:
 
-        def cost_of(k: tuple[int, ...]) -> _CloudRows:
-            return _CloudRows(x[k], y[k], distance)
+        def costs() -> Iterator[_CloudRows]:
+            return (_CloudRows(x[k], y[k], distance) for k in np.ndindex(batch))
 
         line = wanted is not None and distance.name is not None and x.shape[-1] == 1
-        problem = _read_clouds(cost_of, batch, inputs, beta, give_back, line)
+        problem = _read_clouds(costs(), batch, inputs, beta, give_back, line)
         if wanted is None:
-            certificate, plan = _iterate_lazy(problem, cost_of, max_iter)
+            certificate, plan = _iterate_lazy(problem, costs(), max_iter)
         else:
             certificate, plan = _solve_flows(
-                problem, cost_of, wanted, max_iter, sparse, lazy=lazy, line=line
+                problem, costs(), wanted, max_iter, sparse, lazy=lazy, line=line
             )
     return _transport(problem, certificate, plan, clouds=(x, y, distance))
 
@@ -919,12 +918,12 @@ def _iterate_dense(
 
 @np.errstate(all="ignore")  # out of range shows in the result
 def _iterate_lazy(
-    problem: _Problem, cost_of: Callable[[tuple[int, ...]], _CloudRows], max_iter: int
+    problem: _Problem, costs: Iterable[_CloudRows], max_iter: int
 ) -> tuple[_Certificate, LazyPlan | list[LazyPlan]]:
     """The same iterates without a matrix, one problem of the batch after another."""
     parts, plans = [], []
-    for k in np.ndindex(problem.mass.shape):
-        cost, a, b, beta = cost_of(k), problem.a[k], problem.b[k], float(problem.beta[k])
+    for k, cost in zip(np.ndindex(problem.mass.shape), costs):
+        a, b, beta = problem.a[k], problem.b[k], float(problem.beta[k])
         weights = _native(a.float()), _native(b.float())
         # log A_t and log B_t, up to the weights; the last two of each.
         F = F_last = _native(torch.zeros_like(a))
@@ -965,7 +964,7 @@ class _Flow:
 
 def _solve_flows(
     problem: _Problem,
-    cost_of: Callable[[tuple[int, ...]], _Rows],
+    costs: Iterable[_Rows],
     tol: float,
     max_iter: int,
     sparse: bool,
@@ -977,8 +976,8 @@ def _solve_flows(
     shape = problem.a.shape[-1], problem.b.shape[-1]
     dense = None if sparse or lazy else _zeros((*batch, *shape), problem.dtype, device)
     parts, plans, optimal, sweeps = [], [], [], 0
-    for k in np.ndindex(batch):
-        cost, a, b = cost_of(k), problem.a[k], problem.b[k]
+    for k, cost in zip(np.ndindex(batch), costs):
+        a, b = problem.a[k], problem.b[k]
         if line:
             flow = _sorted_flow(cost, a, b)
         else:
@@ -1028,8 +1027,8 @@ def _solve_flow(cost: _Rows, a: Tensor, b: Tensor, beta: float, tol: float, max_
         sweeps = 0
     else:
         g, neighbours, sweeps, blur = _anneal(cost, a, b, beta, max_iter)
-        arcs = _ARCS if tol < 1e-3 else _ARCS / 2
-        count = math.ceil(min(60.0, max(8.0, arcs * neighbours)))  # 8 for NaN
+        count = (_ARCS if tol < 1e-3 else _ARCS / 2) * neighbours
+        count = math.ceil(min(60.0, max(8.0, count)))  # 8 for NaN
         arcs, f, g, optimal = _generate_columns(cost, g, a, b, count, blur, tol)
     used = arcs.flow > 0
     return _Flow(
@@ -1781,20 +1780,16 @@ def _stacked(
 ) -> _Certificate:
     """The certificate of a batch from the (value, lower bound, f, g) of each of its problems."""
     batch, device = problem.mass.shape, problem.mass.device
-    values, bounds, f, g = zip(*parts)
-    converged = []
-    limits = zip(problem.rounding.ravel().tolist(), problem.largest.ravel().tolist())
-    for k, (value, bound, (rounding, largest)) in enumerate(zip(values, bounds, limits)):
-        allowed = tol * abs(value) + rounding
-        if optimal is not None and optimal[k]:  # up to the rounding of the simplex's potentials
-            allowed = max(allowed, 1e-9 * (abs(value) + largest))
-        converged.append(value - bound <= allowed)
-    bounds = map(min, bounds, values)  # an optimal flow's may meet but for rounding
-    return _Certificate(
-        *(torch.stack(x).reshape(*batch, -1) for x in (f, g)),
-        *(_tensor(np.reshape(x, batch), device) for x in (values, list(bounds), converged)),
-        n_iter,
-    )
+    *numbers, f, g = zip(*parts)
+    f, g = (torch.stack(x).reshape(*batch, -1) for x in (f, g))
+    value, bound = (_tensor(np.reshape(x, batch), device) for x in numbers)
+    allowed = tol * value.abs() + problem.rounding
+    if optimal is not None:  # up to the rounding of the simplex's potentials
+        optimal = _tensor(np.reshape(optimal, batch), device)
+        allowed = allowed.maximum(optimal * 1e-9 * (value.abs() + problem.largest))
+    converged = value - bound <= allowed
+    bound = bound.minimum(value)  # an optimal flow's may meet but for rounding
+    return _Certificate(f, g, value, bound, converged, n_iter)
 
 
 def _round_lazily(
@@ -2601,9 +2596,8 @@ def _read_problem(
     if (inputs[-2] is not None or inputs[-1] is not None) and bool((a == 0).any() | (b == 0).any()):
         # Points without mass have no say in what the cost's range is.
         whole = C.expand(*batch, *C.shape[-2:])
-        low, high = _active_span(
-            lambda k: _MatrixRows(whole[k]), a.expand(*batch, -1), b.expand(*batch, -1)
-        )
+        costs = (_MatrixRows(whole[k]) for k in np.ndindex(batch))
+        low, high = _active_span(costs, a.expand(*batch, -1), b.expand(*batch, -1))
     low, high = low.expand(batch), high.expand(batch)
     # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
     mass = (mass_b if precise else mass_a).expand(batch)
@@ -2622,20 +2616,17 @@ def _read_problem(
     )
 
 
-def _active_span(
-    cost_of: Callable[[tuple[int, ...]], _Rows], a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor]:
+def _active_span(costs: Iterable[_Rows], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest cost between points with mass, of each problem of a batch."""
     batch, spans = a.shape[:-1], []
-    for k in np.ndindex(batch):
-        active = a[k].nonzero().ravel(), b[k].nonzero().ravel()
-        spans.append(cost_of(k).restricted(*active).span())
+    for k, cost in zip(np.ndindex(batch), costs):
+        spans.append(cost.restricted(a[k].nonzero().ravel(), b[k].nonzero().ravel()).span())
     low, high = (torch.stack(x).reshape(batch) for x in zip(*spans))
     return low, high
 
 
 def _read_clouds(
-    cost_of: Callable[[tuple[int, ...]], _CloudRows],
+    costs: Iterable[_CloudRows],
     batch: tuple[int, ...],
     inputs: tuple[Tensor | None, ...],
     beta: float | Array | None,
@@ -2649,10 +2640,10 @@ def _read_clouds(
     a, b, mass, _ = _read_weights(inputs[2:], sizes, ("a", "b"), shapes, inputs[0])
     a, b, mass = a.expand(*batch, -1), b.expand(*batch, -1), mass.expand(batch)
     if line:
-        ends = [cost_of(k).ends().span() for k in np.ndindex(batch)]
+        ends = [cost.ends().span() for cost in costs]
         low, high = (torch.stack(x).reshape(batch) for x in zip(*ends))
     else:
-        low, high = _active_span(cost_of, a, b)
+        low, high = _active_span(costs, a, b)
     _check_size(mass, low, high, dtype)
     step = _proximal_step(beta, low, high)
     return _Problem(None, a, b, step, low, high, mass, dtype, inputs, give_back)
