@@ -14,10 +14,10 @@ from benchmarks import batches, convergence, memory, objectives, shrinkage, solv
 @pytest.mark.parametrize(
     ("benchmark", "options", "gap"),
     [
-        (batches, "--batches 3 --sizes 12 --iterations 20", "mean cost / exact - 1"),
-        (convergence, "--sizes 24 --dimensions 2 --iterations 20 --max-iter 300", "ms to 0.01"),
-        (memory, "--sizes 60 --dense 60 --estimated 90", "gap"),
-        (solvers, "--sizes 24 --dimensions 2 --seeds 1", "gap"),
+        (batches, "--batches 4 --sizes 16 --iterations 20", "mean cost / exact - 1"),
+        (convergence, "--sizes 64 --dimensions 2", "ms to 0.01"),
+        (memory, "--sizes 500 --estimated 2000", "gap"),
+        (solvers, "--sizes 100 400 --dimensions 2 --seeds 1", "gap"),
     ],
 )
 def test_benchmarks_of_the_solver_run(benchmark, options, gap, tmp_path, monkeypatch, capsys):
