@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
+import exactot
 import ipot
 from generative.checkpoints import new_run_folder
 from generative.plots import has_display, save_figure, save_gif
@@ -94,10 +95,12 @@ def line_barycenters(
         f"IPOT-WB, beta {config.beta:g}, {config.iterations} iterations": lambda: (
             ipot.ipot_barycenter(A, M, config.beta, weights, config.iterations)
         ),
-        f"ipot.barycenter, {few} iterations": lambda: (
-            ipot.barycenter(A, M, weights, max_iter=few).histogram
+        f"exactot.barycenter, {few} iterations": lambda: (
+            exactot.barycenter(A, M, weights, max_iter=few).histogram
         ),
-        "ipot.barycenter, exact": lambda: ipot.barycenter(A, M, weights, exact=True).histogram,
+        "exactot.barycenter, exact": lambda: (
+            exactot.barycenter(A, M, weights, exact=True).histogram
+        ),
     }
     found = {}
     for name, method in tqdm(methods.items(), desc="line", leave=False):
@@ -108,14 +111,14 @@ def line_barycenters(
 
 
 def objective(q: np.ndarray, A: np.ndarray, M: np.ndarray, weights: np.ndarray) -> float:
-    """sum_k weights_k W(q, p_k), by POT's linear programme."""
+    """sum_k weights_k W(q, p_k), by POT's linear program."""
     return sum(w * ot.emd2(q, p / p.sum(), M, numItermax=10**6) for w, p in zip(weights, A.T))
 
 
 def line_table(found: dict, A: np.ndarray, M: np.ndarray, config: Config) -> str:
     """Objective of each method, and how far above the proven lower bound it is, relative to it."""
     weights = np.array([1 - config.weight, config.weight])
-    bound = float(ipot.barycenter(A, M, weights, exact=True).lower_bound)
+    bound = float(exactot.barycenter(A, M, weights, exact=True).lower_bound)
     rows = [f"{'barycenter':40s} objective   certified gap   seconds"]
     for name, (q, seconds) in found.items():
         value = objective(q, A, M, weights)
@@ -203,7 +206,7 @@ def image_barycenters(A: np.ndarray, config: Config) -> dict[str, np.ndarray]:
         "debiased": ot.bregman.convolutional_barycenter2d_debiased(
             pictures, config.debiased_reg, **options
         ),
-        "IPOT": ipot.barycenter(
+        "IPOT": exactot.barycenter(
             A, grid=1 / (config.size - 1), max_iter=config.image_iterations
         ).histogram,
     }
@@ -295,7 +298,7 @@ def make_shapes(config: Config, folder: Path) -> None:
     A, weights = four_shapes(config.size), corner_weights(config.mixtures)
     between = np.stack(
         [
-            ipot.barycenter(
+            exactot.barycenter(
                 A, weights=row, grid=1 / (config.size - 1), max_iter=config.image_iterations
             ).histogram
             for row in tqdm(weights, desc="shapes", leave=False)
@@ -340,13 +343,12 @@ def by_channel(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     for k in range(3):
         values, inverse = np.unique(source[:, k], return_inverse=True)
         other, counts = np.unique(target[:, k], return_counts=True)
-        plan = ipot.solve_sample(
+        plan = exactot.solve_sample(
             values[:, None],
             other[:, None],
             np.bincount(inverse) / len(source),
             counts / len(target),
-            exact=True,
-        ).plan
+        ).sparse_plan
         result[:, k] = ((plan @ other) / plan.sum(1))[inverse]
     return result
 
@@ -367,7 +369,7 @@ def by_colour(
 
 def make_colours(config: Config, folder: Path) -> None:
     def exact(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return ipot.solve_sample(x, y, exact=True).plan
+        return exactot.solve_sample(x, y).plan
 
     def entropic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         uniform = np.full(len(x), 1 / len(x))

@@ -5,7 +5,7 @@ truth.
 
 Two problems: the one-dimensional pair of the IPOT paper (mixtures of two bumps on 100 bins) and two
 clouds of 100 points in 64 dimensions. For each, the distance to the exact value W of POT's linear
-programme against iterations: the cost of the rounded plan, an upper bound, and the certified lower
+program against iterations: the cost of the rounded plan, an upper bound, and the certified lower
 bound. IPOT reaches W whatever beta is; Sinkhorn stops at the bias of its regularisation. A second
 figure shows the bracket of the two closing on W, a third lays the plans over the exact one, as in
 figure 4 of the paper.
@@ -21,6 +21,7 @@ import ot
 import tyro
 from tqdm import tqdm
 
+import exactot
 import ipot
 from generative.checkpoints import new_run_folder
 from generative.plots import has_display, save_figure
@@ -111,16 +112,10 @@ def sinkhorn_gaps(problem: Problem, reg: float, steps: np.ndarray) -> np.ndarray
             warmstart=start,
         )
         start, done = (log["log_u"], log["log_v"]), step
-        gaps.append(np.sum(feasible(plan, problem.a, problem.b) * problem.M) - problem.W)
+        gaps.append(
+            np.sum(ipot.round_to_marginals(plan, problem.a, problem.b) * problem.M) - problem.W
+        )
     return np.abs(gaps) / problem.W
-
-
-def feasible(plan: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Scale down rows, then columns, that carry too much; add what is missing as a product."""
-    plan = plan * np.minimum(1, a / plan.sum(1))[:, None]
-    plan = plan * np.minimum(1, b / plan.sum(0))[None, :]
-    missing_a, missing_b = a - plan.sum(1), b - plan.sum(0)
-    return plan + np.outer(missing_a, missing_b) / max(missing_a.sum(), 1e-300)
 
 
 def convergence_figure(problems: list[Problem], config: Config) -> plt.Figure:
@@ -176,7 +171,7 @@ def convergence_figure(problems: list[Problem], config: Config) -> plt.Figure:
 
 
 def bracket_figure(problem: Problem, config: Config) -> plt.Figure:
-    """Value and certified bound closing on W; the exact mode needs none of these iterations."""
+    """Value and certified bound closing on W; the exact solver needs none of these iterations."""
     steps = np.unique(np.geomspace(1, config.iterations, 25).astype(int))
     figure, panel = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for beta, color in zip(config.betas, _colors(IPOT_COLORS, config.betas)):
@@ -186,8 +181,8 @@ def bracket_figure(problem: Problem, config: Config) -> plt.Figure:
         panel.fill_between(steps, low, high, color=color, alpha=0.35, label=f"IPOT β = {beta:g}")
         panel.plot(steps, np.transpose((low, high)), color=color, linewidth=1)
     panel.axhline(1, color="#c2410c", linewidth=1.2, label="W, by linear programming")
-    exact = ipot.solve(problem.M, problem.a, problem.b, exact=True)
-    label = f"solve(exact=True): gap {exact.gap / exact.value:.0e}"
+    exact = exactot.solve(problem.M, problem.a, problem.b)
+    label = f"exactot.solve: gap {exact.gap / exact.value:.0e}"
     panel.plot(1.5 * steps[-1], exact.value / problem.W, "k*", markersize=11, label=label)
     panel.set(
         xscale="log",

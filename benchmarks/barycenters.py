@@ -18,6 +18,7 @@ import ot
 import tyro
 from tqdm import tqdm
 
+import exactot
 import ipot
 from barycenter_demo import nested_ellipses, objective, published_pair
 from benchmarks.memory import measured
@@ -34,7 +35,7 @@ class Config:
 
     instances: int = 20  # random ones
     repeats: int = 3  # timed calls, of which the median counts
-    programme: bool = True  # POT's barycenter by linear programming too, seconds a call
+    program: bool = True  # POT's barycenter by linear programming too, seconds a call
     sizes: tuple[int, ...] = (32, 64, 128)  # sides of the images
     iterations: int = 100  # on images
     output: str = "outputs/benchmarks/barycenters.csv"  # the first table as CSV
@@ -60,7 +61,7 @@ def methods(config: Config) -> dict:
     """Functions of (A, M, weights) to histograms."""
 
     def iterations(count, A, M, weights):
-        return ipot.barycenter(A, M, weights, max_iter=count).histogram
+        return exactot.barycenter(A, M, weights, max_iter=count).histogram
 
     def published(count, A, M, weights):
         with np.errstate(all="ignore"):
@@ -71,7 +72,7 @@ def methods(config: Config) -> dict:
             A, M, reg, weights=weights, method="sinkhorn_log", numItermax=2000, warn=False
         )
 
-    found = {"barycenter, exact": lambda A, M, w: ipot.barycenter(A, M, w, exact=True).histogram}
+    found = {"barycenter, exact": lambda A, M, w: exactot.barycenter(A, M, w, exact=True).histogram}
     for count in (30, 100, 300, 1000):
         found[f"barycenter, {count} iterations"] = partial(iterations, count)
     found["ipot_barycenter, beta 0.1, 1000"] = lambda A, M, w: ipot.ipot_barycenter(A, M, 0.1, w)
@@ -84,7 +85,7 @@ def methods(config: Config) -> dict:
     found["POT debiased, reg 0.001, plain"] = lambda A, M, w: ot.bregman.barycenter_debiased(
         A, M, 1e-3, weights=w, numItermax=2000, warn=False
     )
-    if config.programme:
+    if config.program:
         found["POT lp.barycenter"] = lambda A, M, w: ot.lp.barycenter(A, M, w)
     return found
 
@@ -92,7 +93,7 @@ def methods(config: Config) -> dict:
 def accuracy(config: Config) -> list[dict]:
     A, M = published_pair(100)
     problems = [(A, M, np.full(2, 0.5)), *map(instance, range(config.instances))]
-    best = [float(ipot.barycenter(*problem, exact=True).value) for problem in problems]
+    best = [float(exactot.barycenter(*problem, exact=True).value) for problem in problems]
     rows = []
     for name, method in tqdm(methods(config).items(), unit="method"):
         times, above = [], []
@@ -124,7 +125,7 @@ def _above(x: float) -> str:
 
 def ours(iterations: int, side: int) -> tuple[float, int]:
     A = nested_ellipses(PICTURES, side, np.random.default_rng(0))
-    found = ipot.barycenter(A, grid=1 / (side - 1), max_iter=iterations)
+    found = exactot.barycenter(A, grid=1 / (side - 1), max_iter=iterations)
     return float(found.gap / found.value), found.n_iter
 
 
@@ -137,7 +138,7 @@ def convolutional(iterations: int, side: int) -> tuple[float, int]:
 
 def memory(config: Config) -> list[dict]:
     solvers = {
-        "ipot.barycenter": partial(ours, config.iterations),
+        "exactot.barycenter": partial(ours, config.iterations),
         "POT convolutional, reg 0.004": partial(convolutional, config.iterations),
     }
     rows = []

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 import ipot
 from benchmarks.table import machine, show, write_csv
+from exactot.costs import squared_distances
 from generative import plots
-from generative.objectives.ipot import Ipot, squared_distances
+from generative.objectives.ipot import Ipot
 from learning_demo import Config as Settings
 from learning_demo import Training
 

@@ -1,15 +1,15 @@
-"""Time against certified gap: three ways of `ipot.solve` beside POT, GeomLoss and OTT-JAX.
+"""Time against certified gap: both solvers beside the paper's algorithm, POT, GeomLoss and OTT-JAX.
 
     python -m benchmarks.solvers
     python -m benchmarks.solvers --sizes 256 1024 --dimensions 2 --seeds 1
-    python -m benchmarks.solvers --solvers "ipot, exact" ot.emd --sizes 512 1024 2048 4096
+    python -m benchmarks.solvers --solvers exactot ot.emd --sizes 512 1024 2048 4096
 
 Two Gaussian clouds with uniform weights, their means one standard deviation apart, squared distance
-scaled to [0, 1]. The gap of `ipot` is the one it certifies itself; that of the others is found off
+scaled to [0, 1]. `ipot` and `exactot` certify their gap themselves; that of the others is found off
 the clock and in the same way: their plan is rounded to its marginals (upper bound), their
 potentials are made feasible by c-transforms (lower bound), and the difference is divided by the
-upper bound. `ot.emd` is exact. `ipot, iterations` and OTT-JAX run in float32, the others in
-float64. Prints a table and the speed of `exact=True` over `ot.emd`, also for random weights (median
+upper bound. `ot.emd` is exact. `ipot` and OTT-JAX run in float32, the others in
+float64. Prints a table and the speed of `exactot` over `ot.emd`, also for random weights (median
 over the seeds), and writes a CSV and a figure. GeomLoss and OTT-JAX take part where they are
 installed (`pip install -r benchmarks/requirements.txt`). A solver that is not exact is not run on
 larger problems once it needed more than `limit` seconds.
@@ -27,16 +27,18 @@ import torch
 import tyro
 from tqdm import tqdm
 
+import exactot
 import ipot
+from benchmarks.published import algorithm_1
 from benchmarks.table import machine, show, write_csv
 from benchmarks.timing import milliseconds, rest
 from generative.plots import save_figure
-from ipot_demo import feasible
 
 COLORS = {
-    "ipot, iterations": "#8cc4e8",
-    "ipot, tol": "#2f86c1",
-    "ipot, exact": "#0b3c5d",
+    "ipot": "#8cc4e8",
+    "exactot, tol": "#2f86c1",
+    "exactot": "#0b3c5d",
+    "Algorithm 1": "#94a3b8",
     "ot.emd": "#111111",
     "ot.sinkhorn": "#ea580c",
     "ot.batch": "#fdba74",
@@ -82,7 +84,7 @@ def problem(n: int, d: int, seed: int, weights: str) -> Problem:
 
 def certified_gap(p: Problem, plan: np.ndarray, g: np.ndarray) -> float:
     """Relative gap of a plan, rounded, and the c-transforms of a dual variable."""
-    value = float(np.sum(feasible(plan, p.a, p.b) * p.C))
+    value = float(np.sum(ipot.round_to_marginals(plan, p.a, p.b) * p.C))
     f = np.min(p.C - g, axis=1)
     bound = float(p.a @ f + p.b @ np.min(p.C - f[:, None], axis=0))
     return (value - bound) / value
@@ -104,14 +106,16 @@ def ipot_iterations(p: Problem, steps: int) -> tuple[float, float]:
     return span, float(found.gap / found.value)
 
 
-def ipot_tol(p: Problem, tol: float) -> tuple[float, float]:
-    span, found = milliseconds(lambda: ipot.solve(p.C, p.a, p.b, tol=tol))
+def exactot_to(p: Problem, tol: float | None) -> tuple[float, float]:
+    span, found = milliseconds(lambda: exactot.solve(p.C, p.a, p.b, tol=tol or 0.0))
     return span, float(found.gap / found.value)
 
 
-def ipot_exact(p: Problem, _: None) -> tuple[float, float]:
-    span, found = milliseconds(lambda: ipot.solve(p.C, p.a, p.b, exact=True))
-    return span, float(found.gap / found.value)
+def published(p: Problem, steps: int) -> tuple[float, float]:
+    options = {"max_iter": steps, "with_loss": False}
+    span, (plan, _) = milliseconds(lambda: algorithm_1(p.a, p.b, p.C, 0.05, **options))
+    exact = exactot.solve(p.C, p.a, p.b)  # the algorithm has no potentials of its own
+    return span, certified_gap(p, plan, exact.potentials[1])
 
 
 def pot_emd(p: Problem, _: None) -> tuple[float, float]:
@@ -129,7 +133,7 @@ def pot_batch(p: Problem, steps: int) -> tuple[float, float]:
     M, a, b = (z[None] for z in (p.C, p.a, p.b))
     options = {"reg": 0.05, "method": "proximal", "max_iter": steps, "tol": 0.0}
     span, found = milliseconds(lambda: ot.batch.solve_batch(M, a=a, b=b, **options))
-    exact = ipot.solve(p.C, p.a, p.b, exact=True)  # it has no potentials of its own
+    exact = exactot.solve(p.C, p.a, p.b)  # it has no potentials of its own
     return span, certified_gap(p, np.asarray(found.plan[0]), exact.potentials[1])
 
 
@@ -164,9 +168,10 @@ def ott_jax(p: Problem, eps: float) -> tuple[float, float]:
 
 
 SOLVERS: dict[str, tuple[Callable, tuple]] = {
-    "ipot, iterations": (ipot_iterations, (10, 100, 1000)),
-    "ipot, tol": (ipot_tol, (1e-2, 1e-3, 1e-4)),
-    "ipot, exact": (ipot_exact, (None,)),
+    "ipot": (ipot_iterations, (10, 100, 1000)),
+    "exactot, tol": (exactot_to, (1e-2, 1e-3, 1e-4)),
+    "exactot": (exactot_to, (None,)),
+    "Algorithm 1": (published, (10, 100)),
     "ot.emd": (pot_emd, (None,)),
     "ot.sinkhorn": (pot_sinkhorn, (1e-2, 1e-3)),
     "ot.batch": (pot_batch, (50,)),
@@ -174,7 +179,7 @@ SOLVERS: dict[str, tuple[Callable, tuple]] = {
     "OTT-JAX": (ott_jax, (1e-2, 1e-3)),
 }
 MODULES = {"GeomLoss": "geomloss", "OTT-JAX": "ott"}
-EXACT = ("ipot, exact", "ot.emd")
+EXACT = ("exactot", "ot.emd")
 
 
 def measure(config: Config) -> Iterator[dict]:
@@ -217,7 +222,7 @@ def measure(config: Config) -> Iterator[dict]:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """Time of ot.emd over that of exact=True, median over the seeds."""
+    """Time of ot.emd over that of exactot, median over the seeds."""
     times = {
         (r["d"], r["n"], r["weights"], r["seed"], r["solver"]): r["seconds"]
         for r in rows
@@ -228,7 +233,7 @@ def ratios(rows: list[dict]) -> list[dict]:
         both = [
             (times[d, n, weights, key[3], "ot.emd"], seconds)
             for key, seconds in times.items()
-            if key[:3] == (d, n, weights) and key[4] == "ipot, exact"
+            if key[:3] == (d, n, weights) and key[4] == "exactot"
         ]
         emd, ours = np.transpose(both)
         table.append(
@@ -237,7 +242,7 @@ def ratios(rows: list[dict]) -> list[dict]:
                 "n": n,
                 "weights": weights,
                 "ot.emd, ms": 1e3 * float(np.median(emd)),
-                "exact, ms": 1e3 * float(np.median(ours)),
+                "exactot, ms": 1e3 * float(np.median(ours)),
                 "ratio": float(np.median(emd / ours)),
             }
         )
@@ -282,7 +287,7 @@ def main() -> None:
     rows = list(measure(config))
     print(machine())
     show([r for r in rows if r["seed"] == 0 and r["weights"] == config.weights[0]])
-    print("\nTime of ot.emd over that of ipot.solve(exact=True), median over the seeds")
+    print("\nTime of ot.emd over that of exactot.solve, median over the seeds")
     show(ratios(rows))
     folder = Path(config.output_dir)
     write_csv(rows, folder / "solvers.csv")

@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
-import ipot
+from exactot import solve_sample
 from generative.targets import Target
 
 POINTS = 5000  # for exact plans in more than one dimension
@@ -42,7 +42,7 @@ def wasserstein_distances(
         return tuple(float(ot.wasserstein_1d(x, y, p=p) ** (1 / p)) for p in orders)
     x, y = (z[: points or POINTS] for z in (x, y))
     metrics = {1: "euclidean", 2: "sqeuclidean"}
-    costs = (ipot.solve_sample(x, y, metric=metrics[p], exact=True, sparse=True) for p in orders)
+    costs = (solve_sample(x, y, metric=metrics[p]) for p in orders)
     return tuple(max(float(cost.value), 0.0) ** (1 / p) for p, cost in zip(orders, costs))
 
 

@@ -8,14 +8,13 @@ import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from benchmarks import batches, convergence, memory, objectives, shrinkage, solvers, unbalanced
+from benchmarks import batches, memory, objectives, shrinkage, solvers, unbalanced
 
 
 @pytest.mark.parametrize(
     ("benchmark", "options", "gap"),
     [
         (batches, "--batches 4 --sizes 16 --iterations 20", "mean cost / exact - 1"),
-        (convergence, "--sizes 64 --dimensions 2", "ms to 0.01"),
         (memory, "--sizes 500 --estimated 2000", "gap"),
         (solvers, "--sizes 100 400 --dimensions 2 --seeds 1", "gap"),
     ],

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import ipot
+from exactot import solve_sample
+from exactot.costs import squared_distances
 from generative.objectives.objective import Batches, Objective, descend
 
 
@@ -48,14 +50,4 @@ class IpotExact(Ipot):
     """The Wasserstein distance, by exact plans; on the line they are found by sorting."""
 
     def solve(self, x: Tensor, y: Tensor) -> ipot.Transport:
-        return ipot.solve_sample(x, y, exact=True)
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(n, d) and (m, d) to (n, m), by |x|^2 + |y|^2 - 2 <x, y>, about the mean of y: far from it
-    the terms would cancel.
-    """
-    centre = y.mean(0)
-    x, y = x - centre, y - centre
-    cost = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
-    return cost.add_(x.square().sum(1, keepdim=True)).clamp_min_(0)
+        return solve_sample(x, y)

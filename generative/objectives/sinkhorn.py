@@ -5,7 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from generative.objectives.ipot import Ipot, squared_distances
+from exactot.costs import squared_distances
+from generative.objectives.ipot import Ipot
 from generative.objectives.objective import Batches
 
 

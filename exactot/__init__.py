@@ -1,0 +1,27 @@
+"""Exact, certified optimal transport, fast at every size.
+
+    solve                    a cost matrix, or a batch of them: exact, or to a certified gap
+    solve_sample             two point clouds, without their cost matrix
+    barycenter               histograms on any bins or on a grid
+    free_support_barycenter  point clouds, by points that move
+
+The package stands on `ipot`, the proximal-point method of the paper in one file: the answers are
+those of `ipot.solve`, and so are the conventions. NumPy in, NumPy out; torch in, torch out, on the
+same device and in the same dtype; leading dimensions are a batch.
+"""
+
+from exactot.barycenters import Barycenter, barycenter
+from exactot.free_support import PointBarycenter, free_support_barycenter
+from exactot.plans import ExactTransport
+from exactot.solve import solve, solve_sample
+
+__all__ = [
+    "Barycenter",
+    "ExactTransport",
+    "PointBarycenter",
+    "barycenter",
+    "free_support_barycenter",
+    "solve",
+    "solve_sample",
+]
+__version__ = "0.1.0"

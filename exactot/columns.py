@@ -1,0 +1,246 @@
+"""Exact plans by column generation: few arcs, a network simplex, pricing of all arcs.
+
+The problem min <P, C> over plans P between weights a (n) and b (m) has n m variables, its arcs, of
+which an optimal plan uses at most n + m - 1. Annealed potentials f, g (see `annealing`) tell which
+arcs may carry mass: those whose reduced cost C_ij - f_i - g_j is small. So
+
+1. take the nearest arcs of each row under the annealed potentials, and a path of arcs that can
+   carry all mass whatever the weights are;
+2. solve the problem on these arcs by the network simplex (POT's), which returns potentials of its
+   own. It is given the reduced costs, which it solves 3 to 7 times as fast as the costs, because
+   most arcs that are not needed are then visibly expensive;
+3. price all arcs: where f_i + g_j exceeds C_ij the arc is added, and 2 is repeated. Where no arc is
+   left, the potentials are feasible for all arcs, and the flow is optimal.
+
+With a relative gap `tol` the loop ends once the cost of the flow and the dual value of the
+potentials, made feasible by a c-transform, are as close as that.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import ot
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from exactot.annealing import anneal, some
+from exactot.costs import Rows
+from exactot.line import north_west
+from exactot.plans import Flow
+from ipot import EPS
+
+# benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
+SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
+ARCS = 6  # of each row at first, times the number of others that it sees; half for a loose gap
+FEWEST, MOST = 8, 60  # arcs of each row at first
+LOOSE = 1e-3  # relative gaps from here on are loose
+VIOLATORS = 8  # arcs that a row may add in a round
+CAP = 1e6  # times the median cost: what is above is cut where no flow needs it
+_OPTIMAL = 1  # POT's result code
+
+
+def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow:
+    """A flow for weights a (n,) and b (m,) of mass 1 whose relative gap is within tol.
+
+    `eps` is the temperature at which the annealing begins.
+    """
+    rows, columns = a.nonzero().ravel(), b.nonzero().ravel()
+    whole, whole_b = cost.shape == (len(rows), len(columns)), b
+    cost, a, b = cost.restricted(rows, columns), a[rows], b[columns]
+    n, m = cost.shape
+    if n * m <= SMALL or n == 1 or m == 1:
+        arcs, f, g, optimal = _all_arcs(cost, a, b)
+        sweeps = 0
+    else:
+        annealed = anneal(cost, a, b, eps)
+        count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
+        count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
+        arcs, f, g, optimal = _generate(cost, annealed.g, a, b, count, annealed.noise, tol)
+        sweeps = annealed.sweeps
+    used = arcs.flow > 0
+    return Flow(
+        rows.cpu().numpy()[arcs.rows[used]],
+        columns.cpu().numpy()[arcs.columns[used]],
+        arcs.flow[used],
+        _dot(arcs.flow[used], arcs.costs[used]),
+        g if whole else torch.full_like(whole_b, -math.inf).index_copy(0, columns, g),
+        optimal,
+        sweeps,
+        f if whole else None,
+    )
+
+
+@dataclass(eq=False)
+class _Arcs:
+    """Arcs of the sparse problem in row-major order, with their costs and what flows in them."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    costs: np.ndarray
+    flow: np.ndarray | None = None
+
+    @classmethod
+    def union(cls, m: int, *parts: tuple[np.ndarray, np.ndarray, np.ndarray]) -> "_Arcs":
+        rows, columns, costs = (np.concatenate(x) for x in zip(*parts))
+        _, first = np.unique(rows * m + columns, return_index=True)
+        return cls(rows[first], columns[first], costs[first])
+
+    def spread(self, m: int, rows: np.ndarray, columns: np.ndarray, mass: np.ndarray) -> np.ndarray:
+        """Mass on some of the arcs as a flow on all of them."""
+        flow = np.zeros(len(self.rows))
+        numbers = rows.astype(np.int64) * m + columns
+        flow[np.searchsorted(self.rows * m + self.columns, numbers)] = mass
+        return flow
+
+
+def _generate(
+    cost: Rows, g: Tensor, a: Tensor, b: Tensor, count: int, noise: float, tol: float
+) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """Arcs with a flow on them, the best potentials seen, and whether the flow is optimal.
+
+    Begins with the `count` nearest arcs of each row under g.
+    """
+    m = cost.shape[1]
+    mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
+    arcs, f = _near_arcs(cost, g, count, noise, mass_a, mass_b)
+    best, f_best, g_best = a @ f + b @ g, f, g
+    while True:
+        reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
+        found = _network_simplex(mass_a, mass_b, reduced, arcs)
+        if found is None:  # a feasible flow all the same, with an honest gap
+            arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
+            return arcs, f_best, g_best, False
+        arcs.flow, f_step, g_step = found
+        f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
+        used = arcs.costs[arcs.flow > 0]
+        tolerance = 1e-12 * float(np.ptp(used)) + 8 * EPS * float(np.abs(used).max())
+        f, more = _price(cost, f, g, tolerance)
+        bound = a @ f + b @ g
+        if bound >= best:
+            best, f_best, g_best = bound, f, g
+        size = len(arcs.rows)
+        longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
+        value = _dot(arcs.flow, arcs.costs)
+        if len(longer.rows) == size:
+            return arcs, f_best, g_best, True
+        if tol and value - float(best) <= tol * abs(value):
+            return arcs, f_best, g_best, False
+        arcs = longer
+
+
+def _near_arcs(
+    cost: Rows, g: Tensor, count: int, noise: float, a: np.ndarray, b: np.ndarray
+) -> tuple[_Arcs, Tensor]:
+    """The arcs of smallest C_ij - g_j of each row i, a path of arcs that can carry all mass, and
+    the c-transform of g.
+
+    Of arcs that differ by less than `noise` each row takes others: the same ones in all rows could
+    not carry their flow.
+    """
+    n, m = cost.shape
+    count = min(m, math.ceil(count * max(1.0, m / n)))
+    path_rows, path_columns, _ = north_west(a, b)
+    near, costs = np.empty((n, count), np.int64), np.empty((n, count))
+    path_costs, least = np.empty(len(path_rows)), torch.empty(n, dtype=g.dtype, device=g.device)
+    draw, drawn = torch.Generator(g.device).manual_seed(0), None
+    for rows, C in cost.blocks():
+        reduced = cost.reduced(C, g)
+        least[rows] = reduced.amin(1)
+        # In float32 what is near can be told apart once the least of the row is taken off.
+        reduced.sub_(least[rows, None])
+        if noise:
+            if drawn is None:
+                drawn = torch.rand(reduced.shape, generator=draw, device=draw.device, dtype=C.dtype)
+            reduced.add_(drawn[: len(reduced)], alpha=noise)
+        j = torch.topk(reduced.float(), count, largest=False, sorted=False).indices
+        near[rows], costs[rows] = j.cpu().numpy(), C.gather(1, j).cpu().numpy()
+        on_path = slice(*np.searchsorted(path_rows, (rows.start, rows.stop)))
+        i, j = (_tensor(x[on_path], C.device) for x in (path_rows - rows.start, path_columns))
+        path_costs[on_path] = C[i, j].cpu().numpy()
+    rows = np.repeat(np.arange(n), count)
+    near = (rows, near.ravel(), costs.ravel())
+    return _Arcs.union(m, near, (path_rows, path_columns, path_costs)), least
+
+
+def _price(
+    cost: Rows, f: Tensor, g: Tensor, tolerance: float
+) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The c-transform of g, and the worst arcs of each row that the given f violates."""
+    best = torch.empty_like(f)
+    count = min(cost.shape[1], VIOLATORS)
+    found = []
+    for rows, C in cost.blocks():
+        slack = cost.reduced(C, g)
+        best[rows] = slack.amin(1)
+        bad = (best[rows] < f[rows] - tolerance).nonzero().ravel()
+        if len(bad):
+            least, j = torch.topk(slack[bad], count, largest=False)
+            i = bad[:, None].expand_as(j)
+            chosen = least < f[rows][i] - tolerance
+            i, j = i[chosen], j[chosen]
+            found.append([x.cpu().numpy() for x in (i + rows.start, j, C[i, j])])
+    nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    return best, tuple(np.concatenate(x) for x in zip(nothing, *found))
+
+
+def _network_simplex(
+    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Optimal flow, of the shape of costs, and potentials, by POT; None if it reports failure.
+
+    The costs are those of `arcs`, or a matrix. They are cut at a cap if no expensive one is used:
+    an entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
+    largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
+    feasible for the true costs too.
+    """
+    sample = np.sort(costs.ravel()[some(costs.size)])
+    sample = sample[sample > 0]
+    cap = CAP * float(sample[len(sample) // 2]) if len(sample) else math.inf
+    low, high = float(costs.min()), float(costs.max())
+    for limit in (cap, math.inf) if high > cap else (math.inf,):
+        scale = max(min(high, limit), -low) or 1.0
+        table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
+        if arcs is not None:
+            shape = len(a), len(b)
+            table = scipy.sparse.coo_matrix((table, (arcs.rows, arcs.columns)), shape=shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the result code says the same
+            plan, log = ot.emd(
+                a, b, table, 2**31 - 1, log=True, center_dual=False, check_marginals=False
+            )
+        if log["result_code"] == _OPTIMAL:
+            flow = plan if arcs is None else arcs.spread(len(b), plan.row, plan.col, plan.data)
+            if limit == math.inf or not flow[costs > limit].any():
+                return flow, scale * log["u"], scale * log["v"]
+    return None
+
+
+def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
+    """The flow of a small problem, by POT's dense network simplex."""
+    C, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), a, b))
+    optimal = True
+    if 1 in C.shape:  # one plan only
+        plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
+    elif found := _network_simplex(mass_a, mass_b, C - C.min()):
+        plan, _, g = found
+    else:
+        rows, columns, mass = north_west(mass_a, mass_b)
+        plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
+        plan[rows, columns] = mass
+    rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
+    arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
+    f = np.subtract(C, g, out=plan).min(1)  # fresh memory costs more than the difference
+    return arcs, _tensor(f, a.device), _tensor(g, a.device), optimal
+
+
+def _dot(x: np.ndarray, y: np.ndarray) -> float:
+    """<x, y>. From 10,000 entries on NumPy's product starts a thread, which then spins for 0.1 s
+    and holds up torch's: exact solutions took twice as long."""
+    return float((x * y).sum())
+
+
+def _tensor(x: np.ndarray, device: torch.device) -> Tensor:
+    return torch.as_tensor(x, device=device)

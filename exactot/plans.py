@@ -1,0 +1,126 @@
+"""Plans with few entries: a flow with its potentials, its form for the caller, its gradients.
+
+An optimal plan between n and m points needs at most n + m - 1 entries (a basis of the transport
+polytope). It is kept as lists of rows, columns and masses, and becomes a dense matrix only when it
+is read.
+
+The gradient of W in the points follows from the envelope theorem: with the plan held fixed,
+
+    dW/dx_i = sum_j P_ij dc(x_i, y_j)/dx_i,
+
+a sum over the arcs that carry mass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from exactot.costs import SLOPES, Metric, row_slices
+from ipot import Array, Transport
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A feasible plan of mass 1 with few entries, and potentials to prove its worth."""
+
+    rows: np.ndarray  # int64
+    columns: np.ndarray  # int64
+    mass: np.ndarray  # float64
+    cost: float  # of the plan
+    g: Tensor  # (m,), float64; -inf where b is zero
+    optimal: bool  # whether no arc is left that could improve the plan
+    sweeps: int = 0  # of the annealing
+    f: Tensor | None = None  # (n,), float64, where it is known without a c-transform
+
+    def plan(self, shape: tuple[int, int], mass: float) -> scipy.sparse.csr_array:
+        """The plan (n, m), of this mass, in float64."""
+        return scipy.sparse.csr_array((mass * self.mass, (self.rows, self.columns)), shape=shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactTransport(Transport):
+    """A :class:`ipot.Transport` whose plan is stored sparse.
+
+    Attributes
+    ----------
+    plan : array, shape (..., n, m)
+        Formed when it is first read.
+    sparse_plan : scipy.sparse.coo_array or torch sparse COO tensor, shape (n, m)
+        The same plan, of fewer than n + m entries; for a batch a list of them, in C order.
+    """
+
+    plan: Array = field(init=False, repr=False)
+    sparse_plan: scipy.sparse.coo_array | Tensor | list = field(repr=False, kw_only=True)
+
+    def __getattr__(self, name: str):
+        if name != "plan":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        object.__setattr__(self, "plan", dense(self.sparse_plan, np.shape(self.value)))
+        return self.plan
+
+
+def dense(plan: scipy.sparse.coo_array | Tensor | list, batch: tuple[int, ...]) -> Array:
+    """Sparse plans as an array (*batch, n, m)."""
+    plans = plan if isinstance(plan, list) else [plan]
+    of_torch = isinstance(plans[0], Tensor)
+    whole = [x.to_dense() if of_torch else x.toarray() for x in plans]
+    stacked = torch.stack(whole) if of_torch else np.stack(whole)
+    return stacked.reshape(*batch, *plans[0].shape)
+
+
+def given_back(
+    plan: scipy.sparse.csr_array, device: torch.device, give_back: Callable[[Tensor], Array]
+) -> scipy.sparse.coo_array | Tensor:
+    """A plan in the caller's dtype and kind: SciPy COO for NumPy, a sparse COO tensor for torch."""
+    coo = plan.tocoo()
+    values = give_back(torch.from_numpy(coo.data).to(device))
+    if isinstance(values, np.ndarray):
+        return scipy.sparse.coo_array((values, (coo.row, coo.col)), shape=coo.shape)
+    indices = torch.from_numpy(np.stack((coo.row, coo.col)).astype(np.int64)).to(device)
+    return torch.sparse_coo_tensor(
+        indices, values, coo.shape, check_invariants=False, is_coalesced=True
+    )
+
+
+def point_gradients(
+    plan: scipy.sparse.csr_array, x: Tensor, y: Tensor, metric: Metric
+) -> tuple[Tensor, Tensor]:
+    """The gradients of <P, C> in x (n, d) and y (m, d), the plan P (n, m) held fixed.
+
+    Raises
+    ------
+    ValueError
+        If a metric of the user's own is not differentiable.
+    """
+    if not metric.name:
+        return _by_autograd(plan, x, y, metric)
+    coo = plan.tocoo()
+    i, j = (torch.from_numpy(z.astype(np.int64)).to(x.device) for z in (coo.row, coo.col))
+    mass = torch.from_numpy(coo.data).to(x.device)[:, None]
+    slopes = mass * SLOPES[metric.name](x.double()[i] - y.double()[j])
+    grad_x = torch.zeros_like(x, dtype=torch.float64).index_add_(0, i, slopes)
+    grad_y = torch.zeros_like(y, dtype=torch.float64).index_add_(0, j, -slopes)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype)
+
+
+def _by_autograd(
+    plan: scipy.sparse.csr_array, x: Tensor, y: Tensor, metric: Metric
+) -> tuple[Tensor, Tensor]:
+    """The cost is differentiated in blocks of rows."""
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    for rows in row_slices(len(x), len(y), x.device):
+        points = [z.detach().requires_grad_() for z in (x[rows], y)]
+        with torch.enable_grad():
+            C = metric(*points)
+        if C.grad_fn is None:
+            raise ValueError("metric must be differentiable for gradients in the points")
+        share = torch.from_numpy(plan[rows].toarray()).to(C)
+        block = torch.autograd.grad(C, points, share, allow_unused=True)
+        for total, part in zip((grad_x[rows], grad_y), block):
+            if part is not None:
+                total += part
+    return grad_x, grad_y
