@@ -50,10 +50,12 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     span = float(torch.maximum(x[-1], y[-1]) - torch.minimum(x[0], y[0])) ** power
     f = f - 8 * EPS * (np.abs(f).max() + np.abs(g).max() + span)
     f, g = (torch.from_numpy(z.astype(float)).to(a.device) for z in (f, g))
+    rows, columns = order_x.cpu().numpy()[rows], order_y.cpu().numpy()[columns]
+    by_rows = np.lexsort((columns, rows))
     return Flow(
-        order_x.cpu().numpy()[rows],
-        order_y.cpu().numpy()[columns],
-        mass,
+        rows[by_rows],
+        columns[by_rows],
+        mass[by_rows],
         float((mass * along).sum()),
         torch.empty_like(g).index_copy(0, order_y, g),
         True,

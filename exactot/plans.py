@@ -25,20 +25,32 @@ from ipot import Array, Transport
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A feasible plan of mass 1 with few entries, and potentials to prove its worth."""
+    """A feasible plan with few entries, and potentials to prove its worth."""
 
-    rows: np.ndarray  # int64
+    rows: np.ndarray  # int64; the arcs are in row-major order
     columns: np.ndarray  # int64
-    mass: np.ndarray  # float64
+    mass: np.ndarray  # float64, of sum 1
     cost: float  # of the plan
     g: Tensor  # (m,), float64; -inf where b is zero
     optimal: bool  # whether no arc is left that could improve the plan
     sweeps: int = 0  # of the annealing
     f: Tensor | None = None  # (n,), float64, where it is known without a c-transform
 
-    def plan(self, shape: tuple[int, int], mass: float) -> scipy.sparse.csr_array:
-        """The plan (n, m), of this mass, in float64."""
-        return scipy.sparse.csr_array((mass * self.mass, (self.rows, self.columns)), shape=shape)
+    def plan(
+        self, shape: tuple[int, int], mass: float, give_back: Callable[[Tensor], Array]
+    ) -> scipy.sparse.coo_array | Tensor:
+        """The plan (n, m), of this mass, in the caller's dtype and kind: a SciPy COO array for
+        NumPy, a sparse COO tensor for torch."""
+        values = give_back(torch.from_numpy(mass * self.mass).to(self.g.device))
+        if isinstance(values, np.ndarray):
+            return scipy.sparse.coo_array((values, (self.rows, self.columns)), shape=shape)
+        return torch.sparse_coo_tensor(
+            self.indices(), values, shape, check_invariants=False, is_coalesced=True
+        )
+
+    def indices(self) -> Tensor:
+        """The rows and columns, shape (2, count)."""
+        return torch.from_numpy(np.stack((self.rows, self.columns))).to(self.g.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +84,10 @@ def dense(plan: scipy.sparse.coo_array | Tensor | list, batch: tuple[int, ...]) 
     return stacked.reshape(*batch, *plans[0].shape)
 
 
-def given_back(
-    plan: scipy.sparse.csr_array, device: torch.device, give_back: Callable[[Tensor], Array]
-) -> scipy.sparse.coo_array | Tensor:
-    """A plan in the caller's dtype and kind: SciPy COO for NumPy, a sparse COO tensor for torch."""
-    coo = plan.tocoo()
-    values = give_back(torch.from_numpy(coo.data).to(device))
-    if isinstance(values, np.ndarray):
-        return scipy.sparse.coo_array((values, (coo.row, coo.col)), shape=coo.shape)
-    indices = torch.from_numpy(np.stack((coo.row, coo.col)).astype(np.int64)).to(device)
-    return torch.sparse_coo_tensor(
-        indices, values, coo.shape, check_invariants=False, is_coalesced=True
-    )
-
-
 def point_gradients(
-    plan: scipy.sparse.csr_array, x: Tensor, y: Tensor, metric: Metric
+    flow: Flow, mass: float, x: Tensor, y: Tensor, metric: Metric
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of <P, C> in x (n, d) and y (m, d), the plan P (n, m) held fixed.
+    """The gradients of the flow's cost in x (n, d) and y (m, d), for this mass.
 
     Raises
     ------
@@ -97,22 +95,23 @@ def point_gradients(
         If a metric of the user's own is not differentiable.
     """
     if not metric.name:
-        return _by_autograd(plan, x, y, metric)
-    coo = plan.tocoo()
-    i, j = (torch.from_numpy(z.astype(np.int64)).to(x.device) for z in (coo.row, coo.col))
-    mass = torch.from_numpy(coo.data).to(x.device)[:, None]
-    slopes = mass * SLOPES[metric.name](x.double()[i] - y.double()[j])
+        return _by_autograd(flow, mass, x, y, metric)
+    i, j = flow.indices()
+    masses = mass * torch.from_numpy(flow.mass).to(x.device)[:, None]
+    slopes = masses * SLOPES[metric.name](x.double()[i] - y.double()[j])
     grad_x = torch.zeros_like(x, dtype=torch.float64).index_add_(0, i, slopes)
     grad_y = torch.zeros_like(y, dtype=torch.float64).index_add_(0, j, -slopes)
     return grad_x.to(x.dtype), grad_y.to(y.dtype)
 
 
 def _by_autograd(
-    plan: scipy.sparse.csr_array, x: Tensor, y: Tensor, metric: Metric
+    flow: Flow, mass: float, x: Tensor, y: Tensor, metric: Metric
 ) -> tuple[Tensor, Tensor]:
     """The cost is differentiated in blocks of rows."""
+    arcs, shape = (mass * flow.mass, (flow.rows, flow.columns)), (len(x), len(y))
+    plan = scipy.sparse.csr_array(arcs, shape=shape)
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    for rows in row_slices(len(x), len(y), x.device):
+    for rows in row_slices(*shape, x.device):
         points = [z.detach().requires_grad_() for z in (x[rows], y)]
         with torch.enable_grad():
             C = metric(*points)

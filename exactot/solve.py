@@ -18,7 +18,7 @@ from torch import Tensor
 from exactot.columns import solve_flow
 from exactot.costs import CloudRows, MatrixRows, Metric, Rows
 from exactot.line import sorted_flow
-from exactot.plans import ExactTransport, Flow, given_back, point_gradients
+from exactot.plans import ExactTransport, Flow, dense, point_gradients
 from ipot import (
     STEP,
     Array,
@@ -163,13 +163,16 @@ def solve_sample(
     rounding = metric.rounding(x.shape[-1])
     value, bound = value + rounding * value.abs(), bound - rounding * bound.abs()
 
-    def gradients(plans: list) -> tuple[Tensor | None, Tensor | None]:
+    def of_points() -> tuple[Tensor | None, Tensor | None]:
         if not any(X.requires_grad for X in inputs[:2]):
             return None, None
-        each = [point_gradients(p, x[k], y[k], metric) for p, k in zip(plans, np.ndindex(batch))]
+        each = [
+            point_gradients(flow, float(problem.mass[k]), x[k], y[k], metric)
+            for flow, k in zip(flows, np.ndindex(batch))
+        ]
         return tuple(torch.stack(z).reshape(like.shape) for z, like in zip(zip(*each), (x, y)))
 
-    return _transport(problem, flows, f, g, value, bound, tol, gradients)
+    return _transport(problem, flows, f, g, value, bound, tol, of_points)
 
 
 def _solve_flows(
@@ -216,26 +219,23 @@ def _transport(
     value: Tensor,
     bound: Tensor,
     tol: float,
-    point_gradients: Callable[[list], tuple] | None = None,
+    of_points: Callable[[], tuple] | None = None,
 ) -> ExactTransport:
-    batch, device = problem.mass.shape, problem.mass.device
-    shape = problem.a.shape[-1], problem.b.shape[-1]
-    plans = [x.plan(shape, float(problem.mass[k])) for x, k in zip(flows, np.ndindex(batch))]
+    """The answer. `of_points` makes the gradients in the points, where clouds were given."""
+    batch, shape = problem.mass.shape, (problem.a.shape[-1], problem.b.shape[-1])
+    masses = problem.mass.ravel().tolist()
+    plans = [flow.plan(shape, mass, problem.give_back) for flow, mass in zip(flows, masses)]
     # Up to the rounding of the simplex's potentials an optimal flow has no gap.
-    optimal = torch.tensor([x.optimal for x in flows], device=device).reshape(batch)
+    optimal = torch.tensor([flow.optimal for flow in flows], device=f.device).reshape(batch)
     allowed = optimal * 1e-9 * (value.abs() + problem.largest)
 
     def gradients() -> tuple[Tensor | None, ...]:
-        if point_gradients is not None:
-            return *point_gradients(plans), f, g
-        if not problem.inputs[0].requires_grad:
-            return None, f, g
-        whole = [torch.from_numpy(x.toarray()).to(f) for x in plans]
-        return torch.stack(whole).reshape(*batch, *shape), f, g
+        if of_points is not None:
+            return *of_points(), f, g
+        return dense(plans, batch) if problem.inputs[0].requires_grad else None, f, g
 
-    sparse = [given_back(x, device, problem.give_back) for x in plans]
     return ExactTransport(
-        sparse_plan=sparse if batch else sparse[0],
+        sparse_plan=plans if batch else plans[0],
         **certified(
             problem,
             value,
