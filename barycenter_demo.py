@@ -1,7 +1,7 @@
 """Barycenters of densities, images and shapes, and colour transfer, IPOT beside Sinkhorn.
 
-    python barycenter_demo.py                      four panels, under two minutes
-    python barycenter_demo.py --panels line        one of them: line, images, shapes or colours
+    python barycenter_demo.py                      five panels, under two minutes
+    python barycenter_demo.py --panels line        one of line, images, shapes, clouds and colours
 
 The barycenter q of histograms p_k minimises sum_k weights_k W(q, p_k). Sinkhorn's is blurred by its
 regularisation, the debiased one less, IPOT's is not.
@@ -10,6 +10,7 @@ line     the pair of the published IPOT demo, with what each method's objective 
          optimum
 images   nested ellipses and handwritten digits on a grid of pixels, without a cost matrix
 shapes   what lies between four shapes: one call for all mixtures of them
+clouds   the same for clouds of points, whose barycenters are points that move
 colours  one picture in the colours of another, by plans for each channel and for whole colours
 """
 
@@ -37,13 +38,14 @@ from generative.checkpoints import new_run_folder
 from generative.plots import has_display, save_figure, save_gif
 
 INK = "gray_r"  # dark mass on white
+SHAPES = ("disc", "ring", "heart", "cross")
 
 
 @dataclass
 class Config:
     """Settings; edit them here or override them on the command line."""
 
-    panels: tuple[str, ...] = ("line", "images", "shapes", "colours")  # which to make
+    panels: tuple[str, ...] = ("line", "images", "shapes", "clouds", "colours")  # which to make
     weight: float = 0.5  # line: weight of the second histogram; the first one has the rest
     bins: int = 100  # line: bins of the histograms
     beta: float = 0.1  # line: step of Algorithm 2, in units of the largest cost
@@ -56,9 +58,10 @@ class Config:
     debiased_reg: float = 0.01  # images: debiased Sinkhorn's; where smaller, POT's underflows
     image_iterations: int = 120  # images and shapes: IPOT's iterations; Sinkhorn's take 500
     mixtures: int = 7  # shapes: mixtures along a side of the square
+    points: int = 400  # clouds: points of each
     pixels: int = 1500  # colours: pixels of each picture that the plans are made for
     colour_reg: float = 0.01  # colours: Sinkhorn's regularisation, for channels from 0 to 1
-    seed: int = 0  # of ellipses, places of digits and choice of pixels
+    seed: int = 0  # of ellipses, places of digits, clouds and choice of pixels
     output_dir: str = "outputs"  # a folder of its own is made in here
     show: bool = True  # show the figures where there is a display
 
@@ -325,6 +328,46 @@ def make_shapes(config: Config, folder: Path) -> None:
     save_gif(frames, durations, folder / "shapes.gif")
 
 
+# ---------------------------------------------------------------------------------------- clouds
+
+
+def shape_clouds(count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A cloud (count, 2) drawn from each of the four shapes, on the unit square."""
+    size = 128
+    shapes = np.moveaxis(four_shapes(size), -1, 0)
+    clouds = []
+    for shape in shapes:
+        pixel = rng.choice(size**2, count, p=shape.ravel() / shape.sum())
+        row, column = np.divmod(pixel, size) + rng.uniform(size=(2, count))
+        clouds.append(np.stack((column, size - row), 1) / size)
+    return clouds
+
+
+def corner_path(corners: int, between: int) -> np.ndarray:
+    """Weights from the first corner to the last by way of all others, `between` steps a leg."""
+    place = np.linspace(0, corners - 1, between * (corners - 1) + 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(corners)), 0)
+
+
+def make_clouds(config: Config, folder: Path) -> None:
+    clouds = shape_clouds(config.points, np.random.default_rng(config.seed))
+    path, points, frames = corner_path(len(clouds), 3), clouds[0], []
+    for weights in tqdm(path, desc="clouds", leave=False):
+        # Each starts from the one before, so that every point keeps its colour.
+        points = exactot.free_support_barycenter(clouds, init=points, weights=weights).points
+        frames.append(points)
+    colour = np.arctan2(*(clouds[0] - 0.5).T)
+    fig, panels = plt.subplots(2, len(frames) // 2, figsize=(11, 4.6), layout="constrained")
+    for axes, weights, frame in zip(panels.ravel(), path, frames):
+        axes.scatter(*frame.T, c=colour, cmap="hsv", s=5, linewidths=0)
+        named = [f"{w:.2g} {name}" for w, name in zip(weights, SHAPES) if w > 0]
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set_title(" + ".join(named).removeprefix("1 "), fontsize=10)
+        axes.set_axis_off()
+    fig.suptitle(f"Barycenters of {len(clouds)} clouds: {config.points} points that move")
+    save_figure(fig, folder / "clouds.png")
+
+
 # --------------------------------------------------------------------------------------- colours
 
 
@@ -409,6 +452,7 @@ PANELS = {
     "line": make_line,
     "images": make_images,
     "shapes": make_shapes,
+    "clouds": make_clouds,
     "colours": make_colours,
 }
 
@@ -430,7 +474,7 @@ def check(config: Config) -> None:
         if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name}: got {getattr(config, name)}; accepts numbers above 0")
     lowest = {"iterations": 1, "bins": 10, "size": 16, "ellipses": 3, "digits": 1}
-    lowest |= {"image_iterations": 1, "mixtures": 2, "pixels": 10, "seed": 0}
+    lowest |= {"image_iterations": 1, "mixtures": 2, "points": 2, "pixels": 10, "seed": 0}
     for name, low in lowest.items():
         if getattr(config, name) < low:
             raise ValueError(f"{name}: got {getattr(config, name)}; accepts integers from {low} up")

@@ -90,7 +90,7 @@ def solve(
     array([1.66666667, 2.        , 2.66666667])
     >>> (P @ y) / P.sum(1)  # barycentric projection: where each point goes in the mean
     array([5., 6., 8.])
-    >>> P.tocsr().argmax(1)  # the best partner of each point
+    >>> P.tocsr().argmax(1).ravel()  # the best partner of each point
     array([0, 1, 2])
     >>> [np.sort(row.data)[:-3:-1] for row in P.tocsr()]  # the two largest entries of each row
     [array([0.33333333]), array([0.33333333]), array([0.33333333])]

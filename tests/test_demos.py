@@ -48,6 +48,7 @@ SMALL = {
     "digits": 2,
     "image_iterations": 20,
     "mixtures": 3,
+    "points": 30,
     "pixels": 40,
     "show": False,
 }
@@ -55,7 +56,8 @@ SMALL = {
 
 def test_barycenter_demo_runs(tmp_path, capsys):
     folder = barycenter_demo.run(barycenter_demo.Config(output_dir=str(tmp_path), **SMALL))
-    pictures = {"barycenters.png", "images.png", "shapes.png", "shapes.gif", "colours.png"}
+    pictures = {"barycenters.png", "images.png", "shapes.png", "shapes.gif", "clouds.png"}
+    pictures.add("colours.png")
     assert {path.name for path in folder.iterdir()} == pictures
     for path in folder.iterdir():
         with Image.open(path) as image:
@@ -107,6 +109,15 @@ def test_digits_keep_their_shape():
     pictures = barycenter_demo.scattered_digits(3, 5, 48, np.random.default_rng(0))
     assert pictures.shape == (48, 48, 5) and (pictures >= 0).all()
     assert (pictures.sum((0, 1)) > 0).all()
+
+
+def test_the_clouds_path_begins_and_ends_at_corners():
+    weights = barycenter_demo.corner_path(4, 3)
+    assert weights.shape == (10, 4)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    np.testing.assert_allclose(weights[::3], np.eye(4))
+    for cloud in barycenter_demo.shape_clouds(50, np.random.default_rng(0)):
+        assert cloud.shape == (50, 2) and cloud.min() >= 0 and cloud.max() <= 1
 
 
 def test_corner_weights_and_the_way_around():
