@@ -12,7 +12,7 @@ The form. The t-th plan is diag(A_t) exp(-t M / beta) diag(B_t) (appendix A.2 of
 state is therefore two vectors, and one iteration is a Sinkhorn sweep at temperature beta / t. The
 sweep starts from B_t^2 / B_{t-1}, that is, from log-scalings that are extrapolated linearly. The
 scalings are kept relative to the potentials found so far, so that no entry that matters under- or
-overflows. Where that is not enough (a tiny beta), the step is taken again in the log domain.
+overflows. Where that is not enough (a tiny beta), the step is taken in the log domain.
 
 The certificate. The plan, rounded to its marginals, bounds W from above. The scalings are also dual
 potentials, and two c-transforms make them feasible, so that they bound W from below.
@@ -33,15 +33,14 @@ from torch import Tensor
 
 __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "solve"]
 TOOLKIT = (
-    "Array BarycenterIteration EPS Problem STEP as_tensors brief certified check_count check_mass "
-    "cost_range dual_value log64 next_below read_batch read_number read_problem read_shares "
-    "read_weights round_up"
+    "Array BarycenterIteration EPS Problem as_tensors brief certified check_count check_mass "
+    "cost_range dual_value log64 next_below proximal_step read_batch read_number read_problem "
+    "read_shares read_weights round_up"
 ).split()
 
 Array = np.ndarray | Tensor
-
 EPS = float(np.finfo(np.float64).eps)
-STEP = 0.05  # beta in units of the cost's range
+STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
 
 
 # --------------------------------------------------------------------------------- Public functions
@@ -214,7 +213,7 @@ def ipot_barycenter(
 
     Minimises sum_k weights_k W(q, p_k) over histograms q, with one plan per input. The three
     formulas of a step are taken in the order b, q, a: in the order a, b, q, with the q of the step
-    before, the iteration goes to another point than the barycenter.
+    before, the iteration goes to another point than the barycenter. The memory is O(K n^2).
 
     Parameters
     ----------
@@ -241,17 +240,17 @@ def ipot_barycenter(
     """
     check_count("numItermax", numItermax)
     if A is None or M is None:
-        raise TypeError(f"{'A' if A is None else 'M'} must be an array; got None")
+        raise TypeError("A and M must be arrays; got None")
     (A, M, weights), give_back = as_tensors(A=A, M=M, weights=weights)
     if A.ndim != 2 or A.numel() == 0 or M.shape != (len(A), len(A)):
         wanted = "A must have shape (n, K) with n, K >= 1, and M (n, n)"
         raise ValueError(f"{wanted}; got {tuple(A.shape)} and {tuple(M.shape)}")
     p, C = A.detach().double().T, M.detach().double()
     p = p / check_mass("A's columns", p)[:, None]
-    weights = read_shares(weights, p)
+    weights = read_shares(weights, len(p), p.device)
     if weights.ndim > 1:
         raise ValueError(f"weights must have shape ({len(p)},); got {tuple(weights.shape)}")
-    beta = float(_proximal_step(beta, *cost_range("M", C)))
+    beta = float(proximal_step(beta, *cost_range("M", C)))
     iteration = BarycenterIteration(p, weights[None], C)
     for _ in iteration.run(numItermax, lambda t: beta / t):
         pass
@@ -287,6 +286,8 @@ def round_to_marginals(plan: Array, a: Array, b: Array) -> Array:
     array([[0.25, 0.25],
            [0.  , 0.5 ]])
     """
+    if a is None or b is None:
+        raise TypeError("a and b must be arrays; got None")
     plan, problem = read_problem(plan, a, b, names=("plan", "a", "b"))
     if bool((plan < 0).any()):
         raise ValueError(f"plan must be non-negative; got entries down to {float(plan.min()):.6g}")
@@ -415,7 +416,7 @@ class _Cost:
     """
 
     def __init__(self, C: Tensor, problem: Problem, beta: float | Array | None):
-        self.C, self.beta = C, _proximal_step(beta, problem.low, problem.high)
+        self.C, self.beta = C, proximal_step(beta, problem.low, problem.high)
         # The smallest cost of each row, and of each column in what that leaves.
         self.f = C.amin(-1)
         self.has_negative = bool((self.f < 0).any())
@@ -647,10 +648,11 @@ def certified(
     tol: float = 0.0,
     allowed: Tensor | float = 0.0,
 ) -> dict:
-    """All fields of a :class:`Transport` but its plan, in the caller's units, dtype and kind.
+    """The fields of an answer but for its plan, in the caller's units, dtype and kind.
 
     value and lower_bound are for mass 1, in float64; here they are rounded outwards. `gradients`
-    makes the value's gradients in the inputs. A gap up to `allowed` passes for zero.
+    makes the value's gradients in the inputs. A gap up to `allowed` passes for zero. Of the problem
+    its mass, rounding, dtype, inputs and give_back are read.
     """
     mass, dtype, give = problem.mass, problem.dtype, problem.give_back
     converged = value - lower_bound <= (tol * value.abs() + problem.rounding).clamp_min(allowed)
@@ -739,8 +741,8 @@ class Problem:
     def rounding(self) -> Tensor:
         """A gap that the dtype cannot tell from zero: two potentials, up to twice the cost, and two
         bounds are rounded outwards."""
-        eps = 8 * torch.finfo(self.dtype).eps + 32 * EPS
-        return eps * self.largest + torch.finfo(self.dtype).tiny
+        info = torch.finfo(self.dtype)
+        return (8 * info.eps + 32 * EPS) * self.largest + info.tiny
 
 
 def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[Tensor], Array]]:
@@ -864,21 +866,21 @@ def read_weights(
     return [x / mass[..., None] for x, mass in zip(weights, masses)], masses
 
 
-def read_shares(weights: Tensor | None, p: Tensor) -> Tensor:
-    """Weights (..., K) of a barycenter's inputs p (K, *shape), float64, of sum 1."""
+def read_shares(weights: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """Weights (..., K) of a barycenter's K = count inputs, float64, of sum 1."""
     if weights is None:
-        return p.new_full((len(p),), 1 / len(p))
-    if weights.ndim < 1 or weights.shape[-1] != len(p) or weights.numel() == 0:
-        wanted = f"(..., {len(p)}), one for each input"
+        return torch.full((count,), 1 / count, dtype=torch.float64, device=device)
+    if weights.ndim < 1 or weights.shape[-1] != count or weights.numel() == 0:
+        wanted = f"(..., {count}), one for each input"
         raise ValueError(f"weights must have shape {wanted}; got {tuple(weights.shape)}")
     shares = weights.detach().double()
-    total = check_mass("weights", shares)[..., None]
+    total = check_mass("weights", shares)
     if not bool(((total - 1).abs() <= 1e-6).all()):
         raise ValueError(f"weights must sum to 1; they sum to {brief(total)}")
-    return shares / total
+    return shares / total[..., None]
 
 
-def _proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Tensor:
+def proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Tensor:
     """beta with shape (..., 1), float64; a fixed part of the cost's range if None."""
     spread = torch.where(high > low, high - low, 1.0)
     try:
@@ -934,7 +936,7 @@ def check_count(name: str, value: int, least: int = 1) -> None:
 def read_number(name: str, value: float) -> float:
     """A finite number from 0 up."""
     try:
-        number = float(value)
+        number = float(None if isinstance(value, (str, bool)) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number; got {value!r}") from None
     if not 0 <= number < math.inf:

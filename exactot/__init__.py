@@ -14,11 +14,13 @@ from exactot.barycenters import Barycenter, barycenter
 from exactot.free_support import PointBarycenter, free_support_barycenter
 from exactot.plans import ExactTransport
 from exactot.solve import solve, solve_sample
+from ipot import Transport
 
 __all__ = [
     "Barycenter",
     "ExactTransport",
     "PointBarycenter",
+    "Transport",
     "barycenter",
     "free_support_barycenter",
     "solve",

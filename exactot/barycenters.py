@@ -7,8 +7,9 @@ The iteration is IPOT-WB (Algorithm 2 of Xie, Wang, Wang, Zha, UAI 2019) in expo
 
     eps_t = max(span / t^2, 3e-6 span)
 
-instead of beta / t, with span the cost's range. That comes in 100 iterations as close as Algorithm
-2 in some 10,000 (benchmarks/barycenters.py). A few costs much larger than the others set the span.
+instead of beta / t, with span the cost's range. In 100 iterations these steps come as close as
+Algorithm 2 in some 10,000 (benchmarks/barycenters.py). A few costs much larger than the others set
+the span.
 
 The dual: potentials f_k on the bins of q and g_k on those of A_k, with f_ki + g_kj <= C_ij for all
 i, j and sum_k w_k f_ki = 0 for all i, prove that no histogram has an objective below
@@ -42,10 +43,13 @@ from ipot import (
     round_up,
 )
 
-COLDEST = 3e-6  # temperature at the end, in units of the cost's range; benchmarks/barycenters.py
+# benchmarks/barycenters.py chose these.
+COLDEST = 3e-6  # temperature at the end, in units of the cost's range
 BINS = 512  # up to which the value is that of optimal plans
 KERNELS = 2**22  # entries of kernels that are kept, each relative to its plan
+
 LEAST_MASS = 1e-280  # of an input
+WARM_UP = 20  # iterations before a gap is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +72,14 @@ class Barycenter:
         Dual value of the potentials: no histogram has a smaller objective.
     gap : array, shape (...)
         `value - lower_bound`, never negative.
-    potentials : (f, g), both of the histogram's shape and one dimension of K more, the last
+    potentials : (f, g), both of shape (..., n, K) or (..., *grid, K)
         f on the barycenter's bins, g on the inputs'; f_ki + g_kj <= M_ij, and sum_k weights_k f_ki
         vanishes, both to rounding.
     n_iter : int
         Iterations that were run; none where there is a closed form.
     converged : bool or boolean array, shape (...)
-        Whether the gap is at most `tol * |value|` (zero without a `tol`), up to rounding.
+        Whether the gap is at most `tol * |value|` (zero without a `tol`), up to 1e-9 of the value
+        and of the cost's range.
     """
 
     histogram: Array = field(repr=False)
@@ -160,7 +165,7 @@ def barycenter(
         return _certified(problem, q, f, costs, tol or 0.0, 0)
     iteration = _iteration(problem)
     for t in iteration.run(max_iter, problem.temperature):
-        if exact or not (t == max_iter or (tol and t > 20)):
+        if exact or not (t == max_iter or (tol and t > WARM_UP)):
             continue
         q, f = iteration.histogram(), iteration.log_A / iteration.s
         found = _certified(problem, q, f, _plan_costs(problem, iteration, q), tol or 0.0, t)
@@ -302,7 +307,7 @@ def _read_histograms(
     if bool((masses < LEAST_MASS).any()):
         raise ValueError(f"A's columns must have a mass above {LEAST_MASS}; got {brief(masses)}")
     p = p / masses.view(-1, *(1,) * (p.ndim - 1))
-    shares = read_shares(weights, p)
+    shares = read_shares(weights, len(p), p.device)
     if grid is None:
         n = len(A)
         if M.shape != (n, n):

@@ -26,7 +26,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from exactot.annealing import anneal, some
+from exactot.annealing import anneal, sample_places
 from exactot.costs import Rows
 from exactot.line import north_west
 from exactot.plans import Flow
@@ -39,7 +39,8 @@ FEWEST, MOST = 8, 60  # arcs of each row at first
 LOOSE = 1e-3  # relative gaps from here on are loose
 VIOLATORS = 8  # arcs that a row may add in a round
 CAP = 1e6  # times the median cost: what is above is cut where no flow needs it
-_OPTIMAL = 1  # POT's result code
+
+OPTIMAL = 1  # POT's result code
 
 
 def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow:
@@ -62,20 +63,20 @@ def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow
         sweeps = annealed.sweeps
     used = arcs.flow > 0
     return Flow(
-        rows.cpu().numpy()[arcs.rows[used]],
-        columns.cpu().numpy()[arcs.columns[used]],
-        arcs.flow[used],
-        _dot(arcs.flow[used], arcs.costs[used]),
-        g if whole else torch.full_like(whole_b, -math.inf).index_copy(0, columns, g),
-        optimal,
-        sweeps,
-        f if whole else None,
+        rows=rows.cpu().numpy()[arcs.rows[used]],
+        columns=columns.cpu().numpy()[arcs.columns[used]],
+        mass=arcs.flow[used],
+        cost=_dot(arcs.flow[used], arcs.costs[used]),
+        g=g if whole else torch.full_like(whole_b, -math.inf).index_copy(0, columns, g),
+        optimal=optimal,
+        sweeps=sweeps,
+        f=f if whole else None,
     )
 
 
 @dataclass(eq=False)
 class _Arcs:
-    """Arcs of the sparse problem in row-major order, with their costs and what flows in them."""
+    """Arcs of the sparse problem in row-major order, with their costs and their flow."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -196,7 +197,7 @@ def _network_simplex(
     largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
     feasible for the true costs too.
     """
-    sample = np.sort(costs.ravel()[some(costs.size)])
+    sample = np.sort(costs.ravel()[sample_places(costs.size)])
     sample = sample[sample > 0]
     cap = CAP * float(sample[len(sample) // 2]) if len(sample) else math.inf
     low, high = float(costs.min()), float(costs.max())
@@ -211,7 +212,7 @@ def _network_simplex(
             plan, log = ot.emd(
                 a, b, table, 2**31 - 1, log=True, center_dual=False, check_marginals=False
             )
-        if log["result_code"] == _OPTIMAL:
+        if log["result_code"] == OPTIMAL:
             flow = plan if arcs is None else arcs.spread(len(b), plan.row, plan.col, plan.data)
             if limit == math.inf or not flow[costs > limit].any():
                 return flow, scale * log["u"], scale * log["v"]
@@ -232,8 +233,8 @@ def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, 
         plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
-    f = np.subtract(C, g, out=plan).min(1)  # fresh memory costs more than the difference
-    return arcs, _tensor(f, a.device), _tensor(g, a.device), optimal
+    g = _tensor(g, a.device)
+    return arcs, cost.row_minima(g), g, optimal
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:

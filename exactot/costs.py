@@ -1,9 +1,9 @@
 """A cost (n, m) that is read in blocks of rows: a matrix, or the distances between two clouds.
 
 What solves a transport problem exactly needs three things of a cost: its rows, the smallest entry
-of each row after a potential is subtracted, min_j (C_ij - g_j), and likewise of each column. These
-two are the c-transforms of g and of f. A block of rows is computed, used and forgotten, so that a
-cloud's cost is never formed. Blocks are float64 whatever the input is.
+of each row after a potential is subtracted, min_j (C_ij - g_j), and likewise of each column. The
+last two are the c-transforms of g and of f. A block of rows is computed, used and forgotten, so
+that a cloud's cost is never formed. Blocks are float64 whatever the input is.
 
 Squared distances come in two ways, by one rule. Up to FEW dimensions they are sums of squared
 differences, which are exact to a few roundings. Beyond, they are |x|^2 + |y|^2 - 2 <x, y> about the
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ipot import EPS
 
+# benchmarks/memory.py and benchmarks/solvers.py chose these.
 FEW = 4  # dimensions up to which squared distances are sums of differences
-BLOCK = 2**18  # entries of a block, which stays in a CPU's cache; benchmarks/solvers.py
-GPU_BLOCK = 2**24  # entries of a block on a GPU, which it fills
+BLOCK = 2**18  # entries of a block, which stays in a CPU's cache
+GPU_BLOCK = 2**24  # entries of a block on a GPU; not measured
 
 
 def row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
-    """The rows of an n x m matrix in blocks."""
+    """Blocks of the rows of an n x m matrix."""
     size = max(1, (BLOCK if device.type == "cpu" else GPU_BLOCK) // m)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
@@ -39,7 +40,7 @@ class Rows:
     _scratch: Tensor | None = None
 
     def block(self, rows: slice) -> Tensor:
-        """Rows of the cost, (k, m); valid until the next block is read."""
+        """Rows of the cost, (k, m); valid until the next block is read, not to be written to."""
         raise NotImplementedError
 
     def restricted(self, rows: Tensor, columns: Tensor) -> "Rows":
@@ -110,7 +111,7 @@ class SquaredDistances:
         """What cancels in float64 where the distances are not sums of differences."""
         if self.squares is None:
             return 0.0
-        return 8 * EPS * float(sum(z.amax() for z in self.squares))
+        return (len(self.y) + 8) * EPS * float(sum(z.amax() for z in self.squares))
 
     def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """(k, m); `out` is memory for it and for as many differences, shape (2, k, m)."""
@@ -127,8 +128,8 @@ class SquaredDistances:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 for clouds (n, d) and (m, d), shape (n, m), in their dtype."""
-    return SquaredDistances(x, y).rows(slice(None))
+    """|x_i - y_j|^2 for clouds (n, d) and (m, d), shape (n, m), in their dtype; no gradient."""
+    return SquaredDistances(x.detach(), y.detach()).rows(slice(None))
 
 
 def _euclidean(x: Tensor, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exactot.solve import check_clouds, solve_sample
+from exactot.solve import check_points, solve_sample
 from ipot import Array, as_tensors, check_count, check_mass, read_number, read_shares
 
 
@@ -151,7 +151,7 @@ def _read(
             raise ValueError(
                 f"X_list must hold arrays of shape (m, d) with one d; got {got} at {k}"
             )
-        check_clouds(X, X)
+        check_points(f"X_list[{k}]", X)
         if masses[k] is None:
             masses[k] = X.new_full((len(X),), 1 / len(X))
         elif masses[k].shape != (len(X),):
@@ -176,7 +176,7 @@ def _read(
         if not math.isclose(float(mass.sum()), expected, rel_tol=1e-6):
             wanted = f"the mass of a_list[0], {expected:.9g}"
             raise ValueError(f"{name} must have {wanted}; got {float(mass.sum()):.9g}")
-    shares = read_shares(weights, clouds[0].new_empty(count, 0, dtype=torch.float64))
+    shares = read_shares(weights, count, clouds[0].device)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")
     return clouds, masses, b, shares.tolist(), init, give_back

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exactot.costs import row_slices
+from exactot.costs import row_slices, squared_distances
 from ipot import EPS, read_number
 
+# float64 sets these; benchmarks/barycenters.py shows their time.
 LIMIT = 600.0  # spread of the exponents in a block: no entry of its kernel underflows
 FLOOR = -700.0  # exponents end here: below, exp takes seven times as long
 
@@ -178,5 +179,5 @@ def squared_distances_on(
         if not 0 < h * n < 1e100:
             raise ValueError(f"grid must have positive, finite spacings; got {h:g}")
         x = h * torch.arange(n, dtype=torch.float64, device=device)
-        costs.append((x[:, None] - x).square_())
+        costs.append(squared_distances(x[:, None], x[:, None]))
     return GridCost(costs, symmetric=True)

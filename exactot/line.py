@@ -52,13 +52,14 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     f, g = (torch.from_numpy(z.astype(float)).to(a.device) for z in (f, g))
     rows, columns = order_x.cpu().numpy()[rows], order_y.cpu().numpy()[columns]
     by_rows = np.lexsort((columns, rows))
+    by_rows = by_rows[mass[by_rows] > 0]
     return Flow(
-        rows[by_rows],
-        columns[by_rows],
-        mass[by_rows],
-        float((mass * along).sum()),
-        torch.empty_like(g).index_copy(0, order_y, g),
-        True,
+        rows=rows[by_rows],
+        columns=columns[by_rows],
+        mass=mass[by_rows],
+        cost=float((mass * along).sum()),
+        g=torch.empty_like(g).index_copy(0, order_y, g),
+        optimal=True,
         f=torch.empty_like(f).index_copy(0, order_x, f),
     )
 

@@ -20,13 +20,13 @@ from exactot.costs import CloudRows, MatrixRows, Metric, Rows
 from exactot.line import sorted_flow
 from exactot.plans import ExactTransport, Flow, dense, point_gradients
 from ipot import (
-    STEP,
     Array,
     Problem,
     as_tensors,
     certified,
     dual_value,
     next_below,
+    proximal_step,
     read_batch,
     read_number,
     read_problem,
@@ -150,7 +150,7 @@ def solve_sample(
     """
     tol, metric = read_number("tol", tol), Metric(metric)
     inputs, give_back = as_tensors(X_a=X_a, X_b=X_b, a=a, b=b)
-    batch = check_clouds(*inputs)
+    batch = _read_batch_of_clouds(*inputs)
     x, y = (X.detach().expand(*batch, *X.shape[-2:]) for X in inputs[:2])
     line = bool(metric.name) and x.shape[-1] == 1
 
@@ -180,14 +180,14 @@ def _solve_flows(
 ) -> tuple[list[Flow], tuple[Tensor, Tensor, Tensor, Tensor]]:
     """A flow for each problem of the batch, and f, g and the two bounds that they prove."""
     batch, device = problem.mass.shape, problem.mass.device
-    step = STEP * torch.where(problem.high > problem.low, problem.high - problem.low, 1.0)
+    first = proximal_step(None, problem.low, problem.high)[..., 0]  # temperature
     flows, parts = [], []
     for k, cost in zip(np.ndindex(batch), costs):
         a, b = problem.a[k], problem.b[k]
         if line:
             flow = sorted_flow(cost, a, b)
         else:
-            flow = solve_flow(cost, a, b, float(step[k].clamp_min(1e-28)), tol)
+            flow = solve_flow(cost, a, b, float(first[k]), tol)
         f, g = _feasible(cost, flow, problem.dtype)
         bound = float(dual_value(f, g, a, b)) - cost.error
         flows.append(flow)
@@ -269,22 +269,27 @@ def _read_clouds(
     return Problem(a, b, mass, low, high, X_a.dtype, tuple(inputs), give_back)
 
 
-def check_clouds(
-    X_a: Tensor | None, X_b: Tensor | None, a: Tensor | None = None, b: Tensor | None = None
+def check_points(name: str, X: Tensor | None) -> None:
+    """Refuse what is no cloud (..., n, d) of finite points."""
+    if X is None:
+        raise TypeError(f"{name} must be an array of shape (..., n, d); got None")
+    if X.ndim < 2 or X.numel() == 0:
+        wanted = "(..., n, d) with n, d >= 1"
+        raise ValueError(f"{name} must have shape {wanted}; got {tuple(X.shape)}")
+    if not bool(X.isfinite().all()):
+        bad = int((~X.isfinite()).sum())
+        raise ValueError(f"{name} must be finite; {bad} of {X.numel()} entries are NaN or inf")
+    limit = torch.finfo(X.dtype).max ** 0.5 / 1e8  # its square, and steps, still fit
+    if not bool((X.abs() < limit).all()):
+        raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {X.dtype}")
+
+
+def _read_batch_of_clouds(
+    X_a: Tensor | None, X_b: Tensor | None, a: Tensor | None, b: Tensor | None
 ) -> tuple[int, ...]:
     """The batch dimensions of all."""
-    for name, X in (("X_a", X_a), ("X_b", X_b)):
-        if X is None:
-            raise TypeError(f"{name} must be an array of shape (..., n, d); got None")
-        if X.ndim < 2 or X.numel() == 0:
-            wanted = "(..., n, d) with n, d >= 1"
-            raise ValueError(f"{name} must have shape {wanted}; got {tuple(X.shape)}")
-        if not bool(X.isfinite().all()):
-            bad = int((~X.isfinite()).sum())
-            raise ValueError(f"{name} must be finite; {bad} of {X.numel()} entries are NaN or inf")
-        limit = torch.finfo(X.dtype).max ** 0.5 / 1e8  # its square, and steps, still fit
-        if not bool((X.abs() < limit).all()):
-            raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {X.dtype}")
+    check_points("X_a", X_a)
+    check_points("X_b", X_b)
     if X_a.shape[-1] != X_b.shape[-1]:
         shapes = f"{tuple(X_a.shape)} and {tuple(X_b.shape)}"
         raise ValueError(f"X_a and X_b must have the same last dimension; got {shapes}")

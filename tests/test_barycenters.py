@@ -224,7 +224,7 @@ def test_constant_cost_and_a_single_bin():
         ({"M": None, "grid": -1.0}, ValueError, "grid must be a finite number >= 0; got -1"),
         ({"M": None, "grid": 1e200}, ValueError, "positive, finite spacings"),
         ({"A": np.full((3, 2), 1e-290)}, ValueError, "mass above 1e-280"),
-        ({"M": None, "grid": "a"}, TypeError, "grid must be a number"),
+        ({"M": None, "grid": "1"}, TypeError, "grid must be a number"),
         ({"A": np.array([[1, 0.0], [1, 0], [2, 0]])}, ValueError, "positive mass"),
         ({"A": np.array([[1, 1.0], [1, -1], [2, 2]])}, ValueError, "non-negative"),
         ({"A": np.array([[1, 1.0], [1, np.nan], [2, 2]])}, ValueError, "finite"),

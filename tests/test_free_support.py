@@ -65,7 +65,7 @@ def test_free_support_goes_down_and_takes_tensors():
     [
         ({"X_list": []}, TypeError, "X_list must be a list"),
         ({"X_list": [np.ones((3, 2)), np.ones((3, 1))]}, ValueError, "with one d; got .3, 1. at 1"),
-        ({"X_list": [np.full((3, 2), np.nan)]}, ValueError, "must be finite"),
+        ({"X_list": [np.full((3, 2), np.nan)]}, ValueError, r"X_list\[0\] must be finite"),
         ({"n_points": None}, ValueError, "give n_points, or"),
         ({"n_points": 0}, ValueError, "n_points must be at least 1"),
         ({"init": np.ones((4, 2))}, ValueError, r"init must have shape \(5, 2\)"),

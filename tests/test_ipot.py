@@ -303,6 +303,8 @@ def test_rounding_takes_tensors_and_batches_and_refuses_negative_plans():
         np.testing.assert_allclose(rounded.numpy(), round_to_marginals(plan, a, b), atol=1e-15)
     exact = ot.emd(a, b, M)
     np.testing.assert_allclose(round_to_marginals(exact, a, b), exact, atol=1e-15)
+    with pytest.raises(TypeError, match="a and b must be arrays; got None"):
+        round_to_marginals(plans, None, b)
     with pytest.raises(ValueError, match="plan must be non-negative; got entries down to -"):
         round_to_marginals(-plans, a, b)
     with pytest.raises(ValueError, match=r"a must have shape \(\.\.\., 5\) to match plan"):
@@ -530,7 +532,8 @@ def test_bad_problems_are_refused(M, a, b, error, message):
         ({"inner_iter": 0}, ValueError, "inner_iter must be at least 1"),
         ({"tol": -1e-3}, ValueError, "tol must be a finite number >= 0"),
         ({"tol": nan}, ValueError, "tol must be a finite number >= 0"),
-        ({"tol": "low"}, TypeError, "tol must be a number"),
+        ({"tol": "0.01"}, TypeError, "tol must be a number"),
+        ({"tol": True}, TypeError, "tol must be a number"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -541,7 +544,7 @@ def test_bad_options_are_refused(options, error, message):
 def test_what_is_missing_or_has_a_dimension_too_many_is_named():
     with pytest.raises(TypeError, match="M must be an array of shape"):
         solve(None)
-    with pytest.raises(TypeError, match="A must be an array"):
+    with pytest.raises(TypeError, match="A and M must be arrays"):
         ipot_barycenter(None, np.ones((3, 3)), 0.1)
     with pytest.raises(ValueError, match=r"a1 must have shape \(n,\); it has 2 dimensions"):
         ipot_WD(np.ones((2, 3)) / 3, b0, M0)

@@ -56,6 +56,16 @@ def test_results_travel():
         assert again.value == result.value and again.converged
 
 
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("n", [12, 300])
+def test_a_sparse_plan_holds_no_zeros_and_is_in_row_major_order(n, d):
+    x, y, a, b = clouds(5, n, n, d, zeros=True)
+    for weights in ((a, b), (None, None)):
+        plan = solve_sample(x, y, *weights).sparse_plan
+        assert (plan.data > 0).all() and plan.nnz < 2 * n
+        assert (np.diff(plan.row.astype(int) * n + plan.col) > 0).all()
+
+
 @pytest.mark.parametrize("mass", [1.0, 7.0])
 def test_plans_carry_the_mass_that_was_given(mass):
     x, y, a, b = clouds(6, 50, 40, 2)

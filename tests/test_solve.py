@@ -110,6 +110,18 @@ def test_clouds_and_their_matrix_agree():
         assert from_clouds.lower_bound == pytest.approx(from_matrix.lower_bound, rel=1e-10)
 
 
+@pytest.mark.parametrize("d", [1, 2, 16, 784])
+def test_clouds_in_float32_and_their_matrix_agree(d):
+    x, y, a, b = clouds(4, 300, 350, d, np.float32)
+    M = scipy.spatial.distance.cdist(x.astype(float), y.astype(float), "sqeuclidean")
+    found, true = (
+        solve_sample(x, y, a, b),
+        solve(M, a.astype(float), b.astype(float) / b.sum() * a.sum()),
+    )
+    assert found.value == pytest.approx(true.value, abs=1e-6 * M.max())
+    assert found.lower_bound <= true.value * (1 + 1e-6) and found.converged
+
+
 def test_a_metric_of_ones_own():
     x, y, a, b = clouds(13, 12, 10, 2)
     cube = lambda u, v: torch.cdist(u, v) ** 3  # noqa: E731
@@ -270,7 +282,8 @@ BAD_CLOUDS = [
     ((X0, Y0), {"metric": ["euclidean"]}, ValueError, "metric must be sqeuclidean"),
     ((X0, Y0), {"tol": -1}, ValueError, "tol must be a finite number >= 0"),
     ((X0, Y0), {"tol": None}, TypeError, "tol must be a number"),
-    ((X0, Y0), {"tol": "low"}, TypeError, "tol must be a number"),
+    ((X0, Y0), {"tol": "0.01"}, TypeError, "tol must be a number"),
+    ((X0, Y0), {"tol": True}, TypeError, "tol must be a number"),
 ]
 
 

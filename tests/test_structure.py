@@ -66,5 +66,6 @@ def test_what_the_package_takes_from_ipot_is_its_toolkit():
         for module, name in imports(path)
         if module == "ipot"
     }
+    assert None not in taken, "exactot takes names from ipot, not the module"
     assert taken - {"Transport"} == set(ipot.TOOLKIT)
     assert not any(name.startswith("_") for name in ipot.TOOLKIT)
