@@ -64,7 +64,7 @@ def test_squared_distances_keep_the_dtype_and_their_digits_far_from_zero(dtype, 
 @pytest.mark.parametrize("tol", [0.0, 1e-2])
 def test_no_matrix_is_formed_between_clouds(monkeypatch, tol):
     """The largest tensor is a block and its differences, not n x m."""
-    monkeypatch.setattr(costs, "BLOCK", 2**10)
+    monkeypatch.setattr(costs, "BLOCK", 2**14)
     n, m = 1500, 1400
     x, y, a, b = clouds(7, n, m, 2)
     with LargestTensor() as seen:
