@@ -78,10 +78,19 @@ class ExactTransport(Transport):
 def dense(plan: scipy.sparse.coo_array | Tensor | list, batch: tuple[int, ...]) -> Array:
     """Sparse plans as an array (*batch, n, m)."""
     plans = plan if isinstance(plan, list) else [plan]
-    of_torch = isinstance(plans[0], Tensor)
-    whole = [x.to_dense() if of_torch else x.toarray() for x in plans]
-    stacked = torch.stack(whole) if of_torch else np.stack(whole)
-    return stacked.reshape(*batch, *plans[0].shape)
+    first, shape = plans[0], (*batch, *plans[0].shape)
+    if not isinstance(first, Tensor):
+        whole = np.zeros(shape, first.dtype)
+    elif first.device.type == "cpu":  # NumPy's zeros cost nothing until they are touched
+        whole = torch.from_numpy(np.zeros(shape, first.values().numpy().dtype))
+    else:
+        whole = torch.zeros(shape, dtype=first.dtype, device=first.device)
+    for k, one in zip(np.ndindex(*batch), plans):
+        if isinstance(one, Tensor):
+            whole[k][tuple(one.indices())] = one.values()
+        else:
+            whole[k][one.row, one.col] = one.data
+    return whole
 
 
 def point_gradients(
