@@ -46,11 +46,8 @@ OPTIMAL = 1  # POT's result code
 def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow:
     """A flow for weights a (n,) and b (m,) of mass 1 whose relative gap is within tol.
 
-    `eps` is the temperature at which the annealing begins.
+    The weights are positive. `eps` is the temperature at which the annealing begins.
     """
-    rows, columns = a.nonzero().ravel(), b.nonzero().ravel()
-    whole, whole_b = cost.shape == (len(rows), len(columns)), b
-    cost, a, b = cost.restricted(rows, columns), a[rows], b[columns]
     n, m = cost.shape
     if n * m <= SMALL or n == 1 or m == 1:
         arcs, f, g, optimal = _all_arcs(cost, a, b)
@@ -63,14 +60,14 @@ def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow
         sweeps = annealed.sweeps
     used = arcs.flow > 0
     return Flow(
-        rows=rows.cpu().numpy()[arcs.rows[used]],
-        columns=columns.cpu().numpy()[arcs.columns[used]],
+        rows=arcs.rows[used],
+        columns=arcs.columns[used],
         mass=arcs.flow[used],
         cost=_dot(arcs.flow[used], arcs.costs[used]),
-        g=g if whole else torch.full_like(whole_b, -math.inf).index_copy(0, columns, g),
+        f=f,
+        g=g,
         optimal=optimal,
         sweeps=sweeps,
-        f=f if whole else None,
     )
 
 

@@ -204,6 +204,10 @@ class CloudRows(Rows):
             self._block = self.x.new_empty(2, count, self.shape[1])
         return self.squared.rows(rows, self._block[:, :count])
 
+    def along(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The squared distances of some pairs, (k,), by differences: without `error`."""
+        return (self.X.double()[rows] - self.Y.double()[columns]).square().sum(1)
+
     def _part(self, rows: Tensor, columns: Tensor) -> "CloudRows":
         return CloudRows(self.X[rows], self.Y[columns], self.metric)
 

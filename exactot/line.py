@@ -58,9 +58,9 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
         columns=columns[by_rows],
         mass=mass[by_rows],
         cost=float((mass * along).sum()),
+        f=torch.empty_like(f).index_copy(0, order_x, f),
         g=torch.empty_like(g).index_copy(0, order_y, g),
         optimal=True,
-        f=torch.empty_like(f).index_copy(0, order_x, f),
     )
 
 

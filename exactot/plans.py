@@ -31,10 +31,10 @@ class Flow:
     columns: np.ndarray  # int64
     mass: np.ndarray  # float64, of sum 1
     cost: float  # of the plan
-    g: Tensor  # (m,), float64; it may be -inf where b is zero
+    f: Tensor  # (n,), float64: feasible with g but for its rounding
+    g: Tensor  # (m,), float64
     optimal: bool  # whether no arc is left that could improve the plan
     sweeps: int = 0  # of the annealing
-    f: Tensor | None = None  # (n,), float64, where it is known without a c-transform
 
     def plan(
         self, shape: tuple[int, int], mass: float, give_back: Callable[[Tensor], Array]

@@ -4,12 +4,13 @@ The problem is min <P, C> over plans P >= 0 with P 1 = a, P^T 1 = b, for a cost 
 distances between two clouds. `columns` finds a flow and potentials for it; clouds on a line have a
 closed form (`line`). This file reads the input and proves the answer.
 
-The proof. The flow's cost bounds W from above. The potentials, made feasible by two c-transforms
-where they are not known to be, bound it from below: <a, f> + <b, g> <= W for every f, g with
-f_i + g_j <= C_ij. Both bounds are rounded outwards in the caller's dtype.
+The proof. The flow's cost bounds W from above. The flow's potentials bound it from below:
+<a, f> + <b, g> <= W for every f, g with f_i + g_j <= C_ij. Both bounds are rounded outwards in the
+caller's dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -183,32 +184,37 @@ def _solve_flows(
     first = proximal_step(None, problem.low, problem.high)[..., 0]  # temperature
     flows, parts = [], []
     for k, cost in zip(np.ndindex(batch), costs):
-        a, b = problem.a[k], problem.b[k]
-        if line:
-            flow = sorted_flow(cost, a, b)
-        else:
-            flow = solve_flow(cost, a, b, float(first[k]), tol)
-        f, g = _feasible(cost, flow, problem.dtype)
-        bound = float(dual_value(f, g, a, b)) - cost.error
+        # Points without mass have no say: only their own potentials depend on them.
+        rows, columns = problem.a[k].nonzero().ravel(), problem.b[k].nonzero().ravel()
+        part, a, b = cost.restricted(rows, columns), problem.a[k][rows], problem.b[k][columns]
+        flow = sorted_flow(part, a, b) if line else solve_flow(part, a, b, float(first[k]), tol)
+        f = -round_up(-next_below(flow.f), problem.dtype)
+        g = -round_up(-flow.g, problem.dtype)
+        bound = float(dual_value(f, g, a, b)) - part.error
+        value = flow.cost
+        if part.error:
+            value = float(torch.from_numpy(flow.mass).to(device) @ part.along(*flow.indices()))
+        if part is not cost:
+            f, g = _extended(cost, rows, columns, f, g)
+            places = {"rows": rows.cpu().numpy(), "columns": columns.cpu().numpy()}
+            flow = replace(flow, **{name: x[getattr(flow, name)] for name, x in places.items()})
         flows.append(flow)
-        parts.append((f, g, flow.cost + cost.error, bound))
+        parts.append((f, g, value, bound))
     f, g, *numbers = zip(*parts)
     f, g = (torch.stack(x).reshape(*batch, -1) for x in (f, g))
     value, bound = (torch.tensor(x, dtype=torch.float64, device=device) for x in numbers)
     return flows, (f, g, value.reshape(batch), bound.reshape(batch))
 
 
-def _feasible(cost: Rows, flow: Flow, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The flow's potentials in dtype, rounded so that f_i + g_j <= C_ij holds exactly.
-
-    g is c-transformed twice, unless its c-transform f is known.
-    """
-    f, g = flow.f, flow.g
-    if f is not None:
-        return -round_up(-next_below(f), dtype), -round_up(-g, dtype)
-    g = -round_up(-g, dtype)
-    f = -round_up(-next_below(cost.row_minima(g.double())), dtype)
-    return f, -round_up(-next_below(cost.column_minima(f.double())), dtype)
+def _extended(
+    cost: Rows, rows: Tensor, columns: Tensor, f: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Feasible potentials of some rows and columns, and the largest that these allow the others."""
+    everywhere = torch.arange(cost.shape[0], device=f.device)
+    least = cost.restricted(everywhere, columns).row_minima(g.double())
+    f = (-round_up(-next_below(least), f.dtype)).index_copy(0, rows, f)
+    least = cost.column_minima(f.double())
+    return f, (-round_up(-next_below(least), g.dtype)).index_copy(0, columns, g)
 
 
 def _transport(
@@ -264,7 +270,8 @@ def _read_clouds(
     spans = []
     for k, cost in zip(np.ndindex(batch), costs):
         rows, columns = a[k].nonzero().ravel(), b[k].nonzero().ravel()
-        spans.append((cost.ends() if line else cost.restricted(rows, columns)).span())
+        part = cost.restricted(rows, columns)
+        spans.append((part.ends() if line else part).span())
     low, high = (torch.stack(x).reshape(batch) for x in zip(*spans))
     return Problem(a, b, mass, low, high, X_a.dtype, tuple(inputs), give_back)
 

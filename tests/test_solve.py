@@ -43,7 +43,7 @@ def test_a_gap_is_reached_and_true(problem, tol):
     assert result.lower_bound <= W + 1e-13 * size and W - 1e-13 * size <= float(result.value)
     assert np.isfinite(result.plan).all() and result.gap >= 0
     assert result.converged
-    rounding = 8 * float(np.finfo(M.dtype).eps) * size
+    rounding = 8 * float(np.finfo(M.dtype).eps) * size + float(np.finfo(M.dtype).tiny)
     assert float(result.gap) <= tol * abs(float(result.value)) + 1e-9 * size + rounding
 
 
@@ -167,6 +167,34 @@ def test_clusters_far_apart(dtype, d):
     assert W * (1 - 1e-12) <= float(result.value)
     if d == 2:
         assert float(result.value) == pytest.approx(W, rel=1e-6 if dtype == np.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 6])
+@pytest.mark.parametrize("small", [0, 10**6])
+def test_points_without_mass_far_away_change_nothing(monkeypatch, small, d):
+    monkeypatch.setattr(columns, "SMALL", small)
+    x, y, a, b = clouds(21, 14, 12, d)
+    base = solve_sample(x, y, a, b)
+    far = np.vstack((x, np.full((2, d), 1e8))), np.vstack((np.full((1, d), -3e7), y))
+    padded = solve_sample(*far, np.append(a, [0, 0]), np.append(0, b))
+    assert padded.value == pytest.approx(base.value, rel=1e-14)
+    assert padded.lower_bound == pytest.approx(base.lower_bound, rel=1e-12)
+    assert padded.converged and padded.gap <= 1e-10 * padded.value
+    np.testing.assert_allclose(padded.plan[:14, 1:], base.plan, atol=1e-15)
+    f, g = padded.potentials
+    M = scipy.spatial.distance.cdist(*far, "sqeuclidean")
+    assert np.isfinite(f).all() and np.isfinite(g).all()
+    assert (f[:, None] + g <= M * (1 + 1e-12) + 1e-12).all()
+
+
+def test_the_value_is_the_plans_own_in_many_dimensions():
+    """What |x|^2 + |y|^2 - 2 <x, y> cancels widens the lower bound only."""
+    x, y, a, b = clouds(22, 40, 30, 6)
+    x[0] += 1e5
+    result = solve_sample(x, y, a, b)
+    M = scipy.spatial.distance.cdist(x, y, "sqeuclidean")
+    assert result.value == pytest.approx(float((result.plan * M).sum()), rel=1e-13)
+    assert result.lower_bound <= exact_value(M, a, b) * (1 + 1e-12) <= result.value * (1 + 2e-12)
 
 
 # ----------------------------------------------------------------------------------- gradients
