@@ -230,8 +230,8 @@ def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, 
         plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
-    g = _tensor(g, a.device)
-    return arcs, cost.row_minima(g), g, optimal
+    f = np.subtract(C, g, out=plan).min(1)  # `row_minima` costs a batch of these 5 % of its time
+    return arcs, _tensor(f, a.device), _tensor(g, a.device), optimal
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:
