@@ -188,16 +188,15 @@ def _solve_flows(
         rows, columns = problem.a[k].nonzero().ravel(), problem.b[k].nonzero().ravel()
         part, a, b = cost.restricted(rows, columns), problem.a[k][rows], problem.b[k][columns]
         flow = sorted_flow(part, a, b) if line else solve_flow(part, a, b, float(first[k]), tol)
-        f = -round_up(-next_below(flow.f), problem.dtype)
-        g = -round_up(-flow.g, problem.dtype)
+        f, g = _below(flow.f, problem.dtype), -round_up(-flow.g, problem.dtype)
         bound = float(dual_value(f, g, a, b)) - part.error
         value = flow.cost
         if part.error:
             value = float(torch.from_numpy(flow.mass).to(device) @ part.along(*flow.indices()))
         if part is not cost:
             f, g = _extended(cost, rows, columns, f, g)
-            places = {"rows": rows.cpu().numpy(), "columns": columns.cpu().numpy()}
-            flow = replace(flow, **{name: x[getattr(flow, name)] for name, x in places.items()})
+            rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
+            flow = replace(flow, rows=rows[flow.rows], columns=columns[flow.columns])
         flows.append(flow)
         parts.append((f, g, value, bound))
     f, g, *numbers = zip(*parts)
@@ -212,9 +211,13 @@ def _extended(
     """Feasible potentials of some rows and columns, and the largest that these allow the others."""
     everywhere = torch.arange(cost.shape[0], device=f.device)
     least = cost.restricted(everywhere, columns).row_minima(g.double())
-    f = (-round_up(-next_below(least), f.dtype)).index_copy(0, rows, f)
-    least = cost.column_minima(f.double())
-    return f, (-round_up(-next_below(least), g.dtype)).index_copy(0, columns, g)
+    f = _below(least, f.dtype).index_copy(0, rows, f)
+    return f, _below(cost.column_minima(f.double()), g.dtype).index_copy(0, columns, g)
+
+
+def _below(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The float64 tensor x in dtype, smaller by a rounding at least."""
+    return -round_up(-next_below(x), dtype)
 
 
 def _transport(
