@@ -61,7 +61,7 @@ class Config:
     data_path: str = ""  # your own data instead: a .npy file, an array of shape (n, d)
     objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp, ...
     steps_per_epoch: int = 2  # minibatches in a round
-    num_proximal: int = 50  # IPOT iterations for each plan
+    num_proximal: int = 32  # IPOT iterations for each plan
     updates_per_plan: int = 1  # updates of the generator that follow each plan
     target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
     reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance
@@ -96,6 +96,7 @@ SHIPPED = {
     "batchsize": 512,
     "lr": 1e-4,
     "steps_per_epoch": 2,
+    "num_proximal": 32,
     "latent": "uniform",
     "n_critic": 5,
     "critic_lr": 0.0,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
-from ipot import Array, log64
+from ipot import Array, exp_, extrapolated, log64
 
 # benchmarks/solvers.py chose these: n = 256 to 4096, d = 1, 2, 16.
 SWEEPS = 2  # in a stage
@@ -60,7 +60,8 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         f_new, g_new, seen = _sweep(kernel, f_warm, g_warm, eps, a, b)
         if not math.isfinite(f_new.sum() + g_new.sum()):
             break  # out of float32's range: the potentials of the stage before will do
-        f_warm, g_warm = f_new + (f_new - f) / 2, g_new + (g_new - g) / 2
+        # Twice log-scalings' last change, where s doubles, is half that of f and g = log B / s.
+        f_warm, g_warm = extrapolated(f_new, f, 0.5), extrapolated(g_new, g, 0.5)
         f, g, last, neighbours = f_new, g_new, neighbours, float(seen)
         eps /= 2
         tied = 0.9 * last < neighbours and (neighbours < 2 * NEIGHBOURS or stage == STAGES)
@@ -123,7 +124,7 @@ class _Kernel:
         f, g = torch.as_tensor(self.f), torch.as_tensor(self.g)
         K = self.cost.reduced(self.cost.block(rows), g, f[rows, None]).float()
         # No product of three of its entries overflows.
-        return native(K.mul_(-1 / self.eps).clamp_(-40, 40).exp_())
+        return native(exp_(K.mul_(-1 / self.eps).clamp_(-40, 40)))
 
     def halve(self, row: Array, q: Array) -> bool:
         """Before the last sweep of a stage squares the kernel: whether to absorb these scalings."""
@@ -147,7 +148,7 @@ class _StoredKernel(_Kernel):
             self.K = native(torch.empty(shape, dtype=torch.float32, device=device))
         for rows, C in self.cost.blocks():
             K = torch.as_tensor(self.K[rows]).copy_(self.cost.reduced(C, g, f[rows, None]))
-            K.mul_(-1 / eps).clamp_(-60, 60).exp_()
+            exp_(K.mul_(-1 / eps).clamp_(-60, 60))
 
     def rows(self, rows: slice) -> Array:
         return self.K[rows]

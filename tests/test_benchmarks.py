@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from benchmarks import batches, memory, objectives, shrinkage, solvers, unbalanced
+from benchmarks import batches, memory, objectives, shrinkage, solvers, steps, unbalanced
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,17 @@ def test_what_an_earlier_run_left_is_not_made_again(tmp_path):
     path = tmp_path / "run.npy"
     np.testing.assert_array_equal(unbalanced.kept(path, np.arange, 5), np.arange(5))
     np.testing.assert_array_equal(unbalanced.kept(path, np.zeros, 5), np.arange(5))
+
+
+def test_steps_are_counted_for_both_schedules(tmp_path, monkeypatch):
+    output = tmp_path / "steps.csv"
+    arguments = ["--sizes", "36", "--seeds", "1", "--most", "220", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["steps", *arguments])
+    steps.main()
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 and {row["n"] for row in rows} == {"36"}
+    for row in rows:
+        constant, growing = (float(x) for x in row["sweeps to 0.1"].split(" / "))
+        assert float(row["ratio, 0.1"]) == growing / constant
+        assert "uniform" not in row["problem"] or float(row["ratio"]) < 1

@@ -32,6 +32,7 @@ def test_convergence_demo_runs(tmp_path, capsys):
     folder = ipot_demo.run(config)
     assert {path.name for path in folder.iterdir()} == {
         "convergence.png",
+        "steps.png",
         "bracket.png",
         "plans.png",
     }

@@ -12,7 +12,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from conftest import cost_range, exact_value, random_problem, rough_problems, true_value
+from conftest import clouds, cost_range, exact_value, random_problem, rough_problems, true_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,10 +42,11 @@ relative_betas = st.floats(-4, 4).map(lambda x: 10.0**x)
 
 
 @settings(max_examples=300, deadline=None)
-@given(problems, relative_betas, st.integers(1, 60), st.sampled_from([1, 1, 3]))
-def test_solve_certifies_the_truth(problem, beta, max_iter, inner_iter):
+@given(problems, relative_betas, st.integers(1, 60), st.sampled_from([1, 1, 3]), st.booleans())
+def test_solve_certifies_the_truth(problem, beta, max_iter, inner_iter, growing):
     M, a, b = problem
-    result = solve(M, a, b, beta=beta * cost_range(M), max_iter=max_iter, inner_iter=inner_iter)
+    options = {"max_iter": max_iter, "inner_iter": inner_iter, "growing": growing}
+    result = solve(M, a, b, beta=beta * cost_range(M), **options)
     W = exact_value(M, a, b)
     mass, size = float(a.sum()), float(np.abs(M).max()) * float(a.sum())
     rounding = np.finfo(M.dtype).eps
@@ -86,6 +87,40 @@ def test_bounds_hold_on_rough_problems(problem, max_iter):
     W, size = true_value(M, a, b), float(np.abs(M).max())
     assert result.lower_bound <= W + 1e-13 * size and W - 1e-13 * size <= float(result.value)
     assert np.isfinite(result.plan).all() and np.isfinite(result.gap) and result.gap >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(rough_problems(), relative_betas, st.integers(500, 3000))
+def test_bounds_hold_where_steps_have_grown_large(problem, beta, max_iter):
+    M, a, b = problem
+    result = solve(M, a, b, beta=beta * cost_range(M), max_iter=max_iter)
+    W, size = true_value(M, a, b), float(np.abs(M).max())
+    assert result.lower_bound <= W + 1e-13 * size and W - 1e-13 * size <= float(result.value)
+    assert np.isfinite(result.plan).all() and np.isfinite(result.gap) and result.gap >= 0
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("weights", ["uniform", "random"])
+def test_growing_steps_come_closer(d, weights):
+    x, y, a, b = clouds(d, 200, 180, d)
+    problem = (ot.dist(x, y),) if weights == "uniform" else (ot.dist(x, y), a, b)
+    growing, constant = (solve(*problem, max_iter=200, growing=g) for g in (True, False))
+    assert growing.gap < constant.gap / 2
+    assert growing.lower_bound > constant.lower_bound
+
+
+def test_growing_steps_converge_to_rounding():
+    M, a, b = random_problem(11, 6, 5)
+    result = solve(M, a, b, tol=0, max_iter=20000)
+    np.testing.assert_allclose(result.value, exact_value(M, a, b), rtol=1e-13)
+    assert result.converged and result.n_iter < 20000
+
+
+def test_constant_steps_are_algorithm_1_rounded():
+    M, a, b = random_problem(2, 9, 8)
+    plan = round_to_marginals(ipot_WD(a, b, M, 0.3, max_iter=70, return_loss=False), a, b)
+    constant = solve(M, a, b, beta=0.3, max_iter=70, growing=False)
+    np.testing.assert_allclose(constant.plan, plan, atol=1e-14)
 
 
 def test_a_batch_stops_when_all_of_it_is_there():
@@ -534,6 +569,7 @@ def test_bad_problems_are_refused(M, a, b, error, message):
         ({"tol": nan}, ValueError, "tol must be a finite number >= 0"),
         ({"tol": "0.01"}, TypeError, "tol must be a number"),
         ({"tol": True}, TypeError, "tol must be a number"),
+        ({"growing": 2}, TypeError, "growing must be True or False"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):

@@ -20,6 +20,7 @@ class Sinkhorn(Ipot):
     """
 
     advice: ClassVar = "a smaller lr or a larger reg"
+    defaults: ClassVar = {"num_proximal": 50}
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
         """`loss` is S(x, y), or its debiased form, at the iterations' dual variables."""
