@@ -17,11 +17,9 @@ paper). The state is therefore two vectors, and one iteration is a Sinkhorn swee
 relative to the potentials found so far, so that no entry that matters under- or overflows. Where
 that is not enough (a tiny beta), the step is taken in the log domain.
 
-Growing steps. s need not grow by equal amounts. At t = 8, 16, 32 and so on :func:`solve` doubles
-the step where rounding the plan to its marginals would cost little beside the temperature, and
-halves it where it would cost more. Then it also takes less than the last change of x: what differs
-from the mean change is multiplied by 1 - 3 / (t + 48), as in Nesterov's method, because a sweep's
-slow modes swing for long without. A gap of 1 % takes half the paper's sweeps, or fewer, in 1 and 2
+Growing steps. s need not grow by equal amounts. :func:`solve` doubles the step where rounding the
+plan to its marginals costs little beside the temperature, and damps the extrapolation as Nesterov's
+method does (docs/method.md). A gap of 1 % takes half the paper's sweeps, or fewer, in 1 and 2
 dimensions (benchmarks/steps.py).
 
 The certificate. The plan, rounded to its marginals, bounds W from above. The scalings are also dual
@@ -51,9 +49,11 @@ TOOLKIT = (
 Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
-# benchmarks/steps.py chose these.
+# Growing steps; benchmarks/steps.py chose these.
+LOOK = 8  # sweeps before steps change for the first time; again after 16, 32 and so on
 GROW, SHRINK = 0.5, 1.0  # cost of rounding, in units of the temperature, at which steps change
 COLDEST = 16  # temperature at which they stop growing, in units of the cost's own rounding
+DAMPING = 3, 48  # after t sweeps the extrapolation is damped by 1 - 3 / (t + 48)
 
 
 # --------------------------------------------------------------------------------- Public functions
@@ -130,7 +130,7 @@ def solve(
         Stop once `gap <= tol * |value|` for every problem of the batch, looked at every few
         iterations. `converged` says whether it was reached.
     growing : bool
-        Let the steps grow (see the top of this file). False keeps to the paper's constant steps.
+        Let the steps grow from beta on, and damp the extrapolation. False is the paper's iteration.
 
     Returns
     -------
@@ -139,7 +139,8 @@ def solve(
     Raises
     ------
     TypeError
-        NumPy mixed with torch, mixed dtypes, not float32 or float64, counts that are not integers.
+        NumPy mixed with torch, mixed dtypes, not float32 or float64, counts that are not integers,
+        growing not a bool.
     ValueError
         Shapes that do not match, empty arrays, NaN or inf, negative weights, no mass or unequal
         mass, devices that differ, beta <= 0, max_iter or inner_iter < 1, tol < 0.
@@ -329,7 +330,7 @@ class _Iteration:
     s (..., 1), in units of 1 / beta, grows by ds in a step; in the paper ds is 1, and s the number
     t of steps. f (..., n) and g (..., m), in the dtype of C, are a reference near the potentials,
     fixed for a block of steps. phi and psi, in float64, are the log-scalings relative to it. drift
-    is the mean change of psi in a step between the last two choices of ds.
+    is the mean change of psi in a step between the last two looks at ds.
     """
 
     def __init__(self, cost: _Cost, problem: Problem, inner_iter=1, warm=True, with_loss=False):
@@ -344,6 +345,7 @@ class _Iteration:
         self.t, self.ds = 0, torch.ones_like(psi[..., :1])
         self.s = self.s_look = torch.zeros_like(self.ds)
         self.psi_look, self.drift = psi, torch.zeros_like(psi)
+        self.look = LOOK if cost.growing else math.inf
 
     def run(self, max_iter: int, growth: float = 4.0) -> Iterator[int]:
         """Iterate, yielding t at the end of each block.
@@ -352,11 +354,10 @@ class _Iteration:
         run again, half as long; where a single step still fails, the next ones are taken in the log
         domain. exp(-t C / beta) changes by its own power as t grows: blocks lengthen with t.
         """
-        longest, patience = 8 if self.cost.growing else 4, 1
+        longest, patience = LOOK if self.cost.growing else 4, 1
         while self.t < max_iter:
             self.recentre()
-            look = 1 << max(3, self.t.bit_length()) if self.cost.growing else max_iter
-            left = min(look, max_iter) - self.t
+            left = min(self.look, max_iter) - self.t
             tried = steps = min(longest, left)
             while not (done := self.on_scalings(steps)) and steps > 1:
                 steps //= 2
@@ -367,7 +368,7 @@ class _Iteration:
             else:
                 self.in_logarithms(min(patience, left))
                 longest, patience = 1, min(2 * patience, 64)
-            if self.cost.growing and self.t == look < max_iter:
+            if self.t == self.look < max_iter:
                 self.choose_step()
             yield self.t
 
@@ -377,18 +378,18 @@ class _Iteration:
         price = (a * (self.cost.row_costs - self.f)).sum(-1) - (b * self.g).sum(-1)
         ratio = ((a - self.row_sums()).abs().sum(-1) * price)[..., None] / eps
         coldest = COLDEST * torch.finfo(self.f.dtype).eps * self.problem.largest[..., None]
-        ds = torch.where(ratio < GROW, 2 * self.ds, self.ds)
+        ds = torch.where((ratio < GROW) & (eps > coldest), 2 * self.ds, self.ds)
         ds = torch.where(ratio > SHRINK, self.ds / 2, ds).clamp_min(1)
-        ds = torch.where(eps < coldest, 1, ds)
-        # The last change, as it would have been with the new step.
+        # The last change and the mean one, as they would have been with the new step.
         self.psi_last, self.ds = extrapolated(self.psi, self.psi_last, -ds / self.ds), ds
         self.drift = (self.psi - self.psi_look) * (ds / (self.s - self.s_look))
-        self.psi_look, self.s_look = self.psi, self.s
+        self.psi_look, self.s_look, self.look = self.psi, self.s, 2 * self.look
 
     def momenta(self, steps: int) -> list[float]:
-        """How far each of the next sweeps goes on along psi's last change, less its drift."""
-        ts = range(self.t + 1, self.t + steps + 1)
-        return [1 - 3 / (t + 48) if self.cost.growing and t > 8 else 1.0 for t in ts]
+        """c of the next sweeps, which start from psi + drift + c (psi - psi_last - drift)."""
+        if not self.cost.growing or self.t < LOOK:
+            return [1.0] * steps
+        return [1 - DAMPING[0] / (t + DAMPING[1]) for t in range(self.t, self.t + steps)]
 
     def advance(self, steps: int, phi: Tensor, psi: Tensor, psi_last: Tensor) -> None:
         self.t, self.phi, self.psi, self.psi_last = self.t + steps, phi, psi, psi_last
@@ -421,7 +422,7 @@ class _Iteration:
         with np.errstate(all="ignore"):  # overflow shows at the end
             v = b / w
             for step, growth in enumerate(self.momenta(steps)):
-                # `extrapolated`, with B = b / w: written so that a weight of zero stays zero.
+                # `extrapolated` for B = b / w, written so that a weight of zero stays zero.
                 change = w_last / w if self.warm else restart
                 v = v * (change if growth == 1 else (change / drift) ** growth * drift)
                 w_last = w
@@ -489,7 +490,7 @@ class _Cost:
         reduced = C - self.f[..., :, None]
         self.g = reduced.amin(-2)
         # Two matrices that serve all kernels.
-        self.growing, self.space = growing, (torch.empty_like(reduced), torch.empty_like(reduced))
+        self.growing, self.space = growing, tuple(C.new_empty((2, *C.shape)))
         if growing:
             self.row_costs = (C @ problem.b.to(C.dtype)[..., None])[..., 0]
         else:
@@ -575,7 +576,7 @@ def _limit(dtype: torch.dtype) -> float:
 
 
 def exp_(x: Tensor) -> Tensor:
-    """The exponential, in x's memory; torch's exp2 takes a third of the time of its exp."""
+    """The exponential, in x's memory; torch's exp2 takes less than half the time of its exp."""
     return x.mul_(1 / math.log(2)).exp2_()
 
 

@@ -6,10 +6,10 @@ truth.
 Two problems: the one-dimensional pair of the IPOT paper (mixtures of two bumps on 100 bins) and two
 clouds of 100 points in 64 dimensions. For each, the distance to the exact value W of POT's linear
 program against iterations: the cost of the rounded plan, an upper bound, and the certified lower
-bound. IPOT, here with the constant steps of the paper, reaches W whatever beta is; Sinkhorn stops
-at the bias of its regularisation. A second figure sets growing steps beside constant ones, a third
-shows the bracket of the two bounds closing on W, a fourth lays the plans over the exact one, as in
-figure 4 of the paper.
+bound. IPOT, with the constant steps of the paper, reaches W whatever beta is; Sinkhorn stops at the
+bias of its regularisation. A second figure sets growing steps beside constant ones. A third shows
+the two bounds of growing steps closing on W. A fourth lays the plans of constant steps over the
+exact one, as in figure 4 of the paper.
 """
 
 import sys

@@ -42,7 +42,9 @@ class UnscaledIpot(Ipot):
 
     def solve(self, x: Tensor, y: Tensor) -> ipot.Transport:
         cost = squared_distances(x, y)
-        return ipot.solve(cost, beta=self.config.beta, max_iter=self.config.num_proximal)
+        return ipot.solve(
+            cost, beta=self.config.beta, max_iter=self.config.num_proximal, growing=False
+        )
 
 
 def standard_deviation(config: Config, **changes) -> float:

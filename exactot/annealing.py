@@ -60,7 +60,7 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         f_new, g_new, seen = _sweep(kernel, f_warm, g_warm, eps, a, b)
         if not math.isfinite(f_new.sum() + g_new.sum()):
             break  # out of float32's range: the potentials of the stage before will do
-        # Twice log-scalings' last change, where s doubles, is half that of f and g = log B / s.
+        # s doubles, so log B = s g goes on by twice its last change: g by half of its own.
         f_warm, g_warm = extrapolated(f_new, f, 0.5), extrapolated(g_new, g, 0.5)
         f, g, last, neighbours = f_new, g_new, neighbours, float(seen)
         eps /= 2

@@ -90,10 +90,11 @@ def test_bounds_hold_on_rough_problems(problem, max_iter):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rough_problems(), relative_betas, st.integers(500, 3000))
-def test_bounds_hold_where_steps_have_grown_large(problem, beta, max_iter):
+@given(rough_problems(), relative_betas, st.integers(500, 2000), st.sampled_from([1, 1, 2]))
+def test_bounds_hold_where_steps_have_grown_large(problem, beta, max_iter, inner_iter):
     M, a, b = problem
-    result = solve(M, a, b, beta=beta * cost_range(M), max_iter=max_iter)
+    options = {"max_iter": max_iter, "inner_iter": inner_iter}
+    result = solve(M, a, b, beta=beta * cost_range(M), **options)
     W, size = true_value(M, a, b), float(np.abs(M).max())
     assert result.lower_bound <= W + 1e-13 * size and W - 1e-13 * size <= float(result.value)
     assert np.isfinite(result.plan).all() and np.isfinite(result.gap) and result.gap >= 0
@@ -114,6 +115,35 @@ def test_growing_steps_converge_to_rounding():
     result = solve(M, a, b, tol=0, max_iter=20000)
     np.testing.assert_allclose(result.value, exact_value(M, a, b), rtol=1e-13)
     assert result.converged and result.n_iter < 20000
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_logarithms_continue_what_scalings_begin(growing, monkeypatch):
+    x, y, a, b = clouds(3, 40, 30, 1, zeros=True)
+    options = {"max_iter": 300, "growing": growing}
+    scalings = solve(ot.dist(x, y), a, b, **options)
+    monkeypatch.setattr(ipot._Iteration, "on_scalings", lambda self, steps: False)
+    logarithms = solve(ot.dist(x, y), a, b, **options)
+    np.testing.assert_allclose(logarithms.plan, scalings.plan, atol=1e-9)
+    np.testing.assert_allclose(logarithms.lower_bound, scalings.lower_bound, rtol=1e-9)
+
+
+def test_problems_of_a_batch_have_steps_of_their_own():
+    x, y, *_ = clouds(1, 30, 30, 1)
+    z, w, *_ = clouds(2, 30, 30, 16)
+    M = np.stack([ot.dist(x, y), 1e3 + ot.dist(z, w), 1e-3 * ot.dist(y, x), np.ones((30, 30))])
+    batch, alone = solve(M, max_iter=300), [solve(C, max_iter=300) for C in M]
+    np.testing.assert_allclose(batch.plan, [one.plan for one in alone], atol=1e-9)
+    np.testing.assert_allclose(batch.lower_bound, [one.lower_bound for one in alone], rtol=1e-9)
+
+
+def test_the_layout_of_the_cost_does_not_matter():
+    M = np.random.default_rng(0).random((20, 15, 4)).astype(np.float32)
+    strided = solve(torch.from_numpy(M).permute(2, 0, 1), max_iter=40)
+    whole = solve(torch.from_numpy(M).permute(2, 0, 1).contiguous(), max_iter=40)
+    torch.testing.assert_close(strided.plan, whole.plan)
+    cost = ipot._Cost(*ipot.read_problem(torch.from_numpy(M).permute(2, 0, 1), None, None), None)
+    assert all(x.is_contiguous() for x in cost.space)
 
 
 def test_constant_steps_are_algorithm_1_rounded():

@@ -353,8 +353,8 @@ def test_an_annealed_even_run_resumes_to_the_same_numbers(tmp_path):
 
 def test_even_minibatches_fit_a_mixture_better(tmp_path):
     """The same updates; the gap between the modes is what chance fills."""
-    settings = {"data_type": "mixture", "batchsize": 64, "g_dim": 64, "num_proximal": 20}
-    settings |= {"lr": 2e-3, "epochs": 300, "plot_interval": 300, "show": False}
+    settings = {"data_type": "mixture", "batchsize": 64, "g_dim": 64, "lr": 2e-3}
+    settings |= {"epochs": 300, "plot_interval": 300, "show": False}
     found = [
         train(Config(**settings, even=even, output_dir=str(tmp_path)))["w1"]
         for even in (False, True)

@@ -20,7 +20,7 @@ class Sinkhorn(Ipot):
     """
 
     advice: ClassVar = "a smaller lr or a larger reg"
-    defaults: ClassVar = {"num_proximal": 50}
+    defaults: ClassVar = {"num_proximal": 50}  # sweeps, in ten stages
 
     def update(self, batches: Batches) -> dict[str, Tensor]:
         """`loss` is S(x, y), or its debiased form, at the iterations' dual variables."""
