@@ -354,7 +354,8 @@ class _Iteration:
         run again, half as long; where a single step still fails, the next ones are taken in the log
         domain. exp(-t C / beta) changes by its own power as t grows: blocks lengthen with t.
         """
-        longest, patience = LOOK if self.cost.growing else 4, 1
+        # 8 steps from nothing fail one problem in hundreds, and with it the batch.
+        longest, patience = LOOK if self.cost.growing and self.f.ndim == 1 else 4, 1
         while self.t < max_iter:
             self.recentre()
             left = min(self.look, max_iter) - self.t
