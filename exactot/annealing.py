@@ -5,6 +5,7 @@ The dual of min <P, C> asks for potentials f, g with f_i + g_j <= C_ij and the l
 log-scalings extrapolated linearly in s = 1 / eps (see `ipot`). The paper lets s grow by equal
 amounts. Here eps is halved from one stage to the next, which makes s grow by a factor of 2, and the
 potentials are extrapolated along half of their last change: the same formula for this schedule.
+The loop is its own, because the kernel is applied in blocks of rows, and because it ends by itself.
 
 Each stage has two sweeps
 
