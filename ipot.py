@@ -31,6 +31,8 @@ on the names listed in TOOLKIT.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,7 +45,7 @@ __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "sol
 TOOLKIT = (
     "Array BarycenterIteration EPS Problem as_tensors brief certified check_count check_mass "
     "cost_range dual_value exp_ extrapolated log64 next_below proximal_step read_batch read_number "
-    "read_problem read_shares read_weights round_up"
+    "read_problem read_shares read_weights round_up tensor without_autocast"
 ).split()
 
 Array = np.ndarray | Tensor
@@ -57,6 +59,19 @@ DAMPING = 3, 48  # after t sweeps the extrapolation is damped by 1 - 3 / (t + 48
 
 
 # --------------------------------------------------------------------------------- Public functions
+
+
+def without_autocast(function: Callable) -> Callable:
+    """The function, whose products keep their digits where the caller has autocast on."""
+
+    @functools.wraps(function)
+    def run(*args, **options):
+        with contextlib.ExitStack() as stack:
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **options)
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +109,7 @@ class Transport:
     converged: bool | Array
 
 
+@without_autocast
 def solve(
     M: Array,
     a: Array | None = None,
@@ -173,6 +189,7 @@ def solve(
     return Transport(plan=problem.give_back(plan), **bounds)
 
 
+@without_autocast
 def ipot_WD(
     a1: Array,
     a2: Array,
@@ -227,6 +244,7 @@ def ipot_WD(
     return (plan, loss) if return_map and return_loss else plan if return_map else loss
 
 
+@without_autocast
 def ipot_barycenter(
     A: Array, M: Array, beta: float, weights: Array | None = None, numItermax: int = 1000
 ) -> Array:
@@ -278,6 +296,7 @@ def ipot_barycenter(
     return give_back(iteration.histogram()[0])
 
 
+@without_autocast
 def round_to_marginals(plan: Array, a: Array, b: Array) -> Array:
     """A feasible plan near the given one (Altschuler, Weed, Rigollet 2017, Algorithm 2).
 
@@ -436,7 +455,7 @@ class _Iteration:
                     losses.append(cost.of_scalings(u, v))
                 if step + 1 < steps:
                     cost.grow()
-            phi, psi, psi_last = (torch.as_tensor(-log64(x)) for x in (row, w, w_last))
+            phi, psi, psi_last = (tensor(-log64(x)) for x in (row, w, w_last))
         # Entries at the kernel's floor must not matter: they carry exp(top - limit) of the mass.
         top = torch.where(self.problem.a > 0, phi, -math.inf).amax(-1)
         top = top + torch.where(self.problem.b > 0, psi, -math.inf).amax(-1)
@@ -448,7 +467,7 @@ class _Iteration:
         if in_range:
             self.advance(steps, phi, psi, psi_last)
             self.plan = lambda: cost.scaled_kernel(u, v)
-            self.row_sums = lambda: torch.as_tensor(u * cost.dot(v))
+            self.row_sums = lambda: tensor(u * cost.dot(v))
         return bool(in_range)
 
     def in_logarithms(self, steps: int) -> None:
@@ -549,11 +568,11 @@ class _Cost:
     def of_scalings(self, u: Array, v: Array) -> Tensor:
         """<diag(u) K diag(v), C>."""
         row = ((self.K * self.own(self.C)) @ v[..., None])[..., 0]
-        return torch.as_tensor((u * row).sum(-1))
+        return tensor((u * row).sum(-1))
 
     def scaled_kernel(self, u: Array, v: Array) -> Tensor:
         """diag(u) K diag(v), in the kernel's memory."""
-        K, u, v = (torch.as_tensor(x) for x in (self.K, u, v))
+        K, u, v = (tensor(x) for x in (self.K, u, v))
         return K.mul_(u[..., :, None]).mul_(v[..., None, :])
 
     def of_plan(self, plan: Tensor) -> tuple[Tensor, Tensor]:
@@ -579,6 +598,11 @@ def _limit(dtype: torch.dtype) -> float:
 def exp_(x: Tensor) -> Tensor:
     """The exponential, in x's memory; torch's exp2 takes less than half the time of its exp."""
     return x.mul_(1 / math.log(2)).exp2_()
+
+
+def tensor(x: Array) -> Tensor:
+    """A tensor as it is, NumPy's memory as a tensor on the CPU, whatever torch's default device."""
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
 
 
 def log64(x: Array) -> Array:
@@ -663,7 +687,7 @@ class BarycenterIteration:
                 log_q = (weights @ (warm + log_row))[..., 0, :]
                 log_u, log_u_last = log_q[..., None, :] - log_row, log_u
         u, v, log_u, log_u_last, log_q, log_row, column = (
-            torch.as_tensor(y) for y in (u, v, log_u, log_u_last, log_q, log_row, column)
+            tensor(y) for y in (u, v, log_u, log_u_last, log_q, log_row, column)
         )
         log_column = column.log()
         # Entries at the kernel's floor must not matter to any row, nor to a column with mass.
@@ -793,7 +817,7 @@ def next_below(x: Tensor) -> Tensor:
 def _sum64(x: Tensor, axis: int | tuple[int, int]) -> Tensor:
     """Sum in float64; torch makes a float64 copy first, which costs time where it is large."""
     if x.device.type == "cpu" and x.numel() > 2**20:
-        return torch.as_tensor(x.numpy().sum(axis, dtype=np.float64))
+        return tensor(x.numpy().sum(axis, dtype=np.float64))
     return x.sum(axis, dtype=torch.float64)
 
 
@@ -851,6 +875,8 @@ def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[T
     for name, x in given.items():
         if name in tensors and x.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array; leave the masked entries out, or fill them")
         if name not in tensors:
             try:
                 given[name] = x = np.asarray(x)
@@ -869,7 +895,7 @@ def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[T
     def to_tensor(name: str) -> Tensor | None:
         x = given.get(name)
         if x is None or name in tensors:
-            return x if x is None else x.to(getattr(torch, dtype))
+            return x if x is None else x.resolve_neg().to(getattr(torch, dtype))
         x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
         return x.to(devices[0]) if devices else x
 
@@ -970,10 +996,10 @@ def proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Tens
     """beta with shape (..., 1), float64; a fixed part of the cost's range if None."""
     spread = torch.where(high > low, high - low, 1.0)
     try:
-        step = STEP * spread if beta is None else torch.as_tensor(beta, dtype=torch.float64)
+        given = STEP * spread if beta is None else beta
+        step = torch.as_tensor(given, dtype=torch.float64, device=low.device).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"beta must be a number or an array of numbers; got {beta!r}") from None
-    step = step.detach().to(low.device)
     if step.ndim and step.shape != spread.shape:
         shapes = f"{tuple(spread.shape)}; got {tuple(step.shape)}"
         raise ValueError(f"beta must have the batch shape {shapes}")

@@ -229,6 +229,8 @@ def ratios(rows: list[dict]) -> list[dict]:
         if r["solver"] in EXACT
     }
     table = []
+    if {key[4] for key in times} != set(EXACT):
+        return table
     for d, n, weights in dict.fromkeys(key[:3] for key in times):
         both = [
             (times[d, n, weights, key[3], "ot.emd"], seconds)
@@ -287,8 +289,9 @@ def main() -> None:
     rows = list(measure(config))
     print(machine())
     show([r for r in rows if r["seed"] == 0 and r["weights"] == config.weights[0]])
-    print("\nTime of ot.emd over that of exactot.solve, median over the seeds")
-    show(ratios(rows))
+    if table := ratios(rows):
+        print("\nTime of ot.emd over that of exactot.solve, median over the seeds")
+        show(table)
     folder = Path(config.output_dir)
     write_csv(rows, folder / "solvers.csv")
     save_figure(figure(rows, config), folder / "solvers.png")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
-from ipot import Array, exp_, extrapolated, log64
+from ipot import Array, exp_, extrapolated, log64, tensor
 
 # benchmarks/solvers.py chose these: n = 256 to 4096, d = 1, 2, 16.
 SWEEPS = 2  # in a stage
@@ -69,7 +69,7 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         if neighbours < NEIGHBOURS or tied:
             break
     noise = 10 * eps if tied and neighbours >= NEIGHBOURS else 0.0
-    return Annealed(torch.as_tensor(g), neighbours, SWEEPS * stage, noise)
+    return Annealed(tensor(g), neighbours, SWEEPS * stage, noise)
 
 
 def _sweep(
@@ -122,7 +122,7 @@ class _Kernel:
 
     def rows(self, rows: slice) -> Array:
         """A block, which the caller may change."""
-        f, g = torch.as_tensor(self.f), torch.as_tensor(self.g)
+        f, g = tensor(self.f), tensor(self.g)
         K = self.cost.reduced(self.cost.block(rows), g, f[rows, None]).float()
         # No product of three of its entries overflows.
         return native(exp_(K.mul_(-1 / self.eps).clamp_(-40, 40)))
@@ -143,12 +143,12 @@ class _StoredKernel(_Kernel):
         if self.eps == eps and max(abs(f - self.f).max(), abs(g - self.g).max()) < 25 * eps:
             return
         super().refer(f, g, eps)
-        f, g = torch.as_tensor(f), torch.as_tensor(g)
+        f, g = tensor(f), tensor(g)
         if self.K is None:
             shape, device = self.cost.shape, self.cost.device
             self.K = native(torch.empty(shape, dtype=torch.float32, device=device))
         for rows, C in self.cost.blocks():
-            K = torch.as_tensor(self.K[rows]).copy_(self.cost.reduced(C, g, f[rows, None]))
+            K = tensor(self.K[rows]).copy_(self.cost.reduced(C, g, f[rows, None]))
             exp_(K.mul_(-1 / eps).clamp_(-60, 60))
 
     def rows(self, rows: slice) -> Array:

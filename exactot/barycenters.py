@@ -41,6 +41,7 @@ from ipot import (
     read_number,
     read_shares,
     round_up,
+    without_autocast,
 )
 
 # benchmarks/barycenters.py chose these.
@@ -91,6 +92,7 @@ class Barycenter:
     converged: bool | Array
 
 
+@without_autocast
 def barycenter(
     A: Array,
     M: Array | None = None,

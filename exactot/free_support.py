@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from exactot.solve import check_points, solve_sample
-from ipot import Array, as_tensors, check_count, check_mass, read_number, read_shares
+from ipot import (
+    Array,
+    as_tensors,
+    check_count,
+    check_mass,
+    read_number,
+    read_shares,
+    without_autocast,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,7 @@ class PointBarycenter:
     converged: bool
 
 
+@without_autocast
 def free_support_barycenter(
     X_list: list[Array],
     n_points: int | None = None,

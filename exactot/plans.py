@@ -44,9 +44,8 @@ class Flow:
         values = give_back(torch.from_numpy(mass * self.mass).to(self.g.device))
         if isinstance(values, np.ndarray):
             return scipy.sparse.coo_array((values, (self.rows, self.columns)), shape=shape)
-        return torch.sparse_coo_tensor(
-            self.indices(), values, shape, check_invariants=False, is_coalesced=True
-        )
+        options = {"check_invariants": False, "is_coalesced": True, "device": values.device}
+        return torch.sparse_coo_tensor(self.indices(), values, shape, **options)
 
     def indices(self) -> Tensor:
         """The rows and columns, shape (2, count)."""

@@ -33,9 +33,11 @@ from ipot import (
     read_problem,
     read_weights,
     round_up,
+    without_autocast,
 )
 
 
+@without_autocast
 def solve(
     M: Array, a: Array | None = None, b: Array | None = None, *, tol: float = 0.0
 ) -> ExactTransport:
@@ -103,6 +105,7 @@ def solve(
     return _transport(problem, flows, *bounds, tol)
 
 
+@without_autocast
 def solve_sample(
     X_a: Array,
     X_b: Array,

@@ -137,6 +137,13 @@ def test_problems_of_a_batch_have_steps_of_their_own():
     np.testing.assert_allclose(batch.lower_bound, [one.lower_bound for one in alone], rtol=1e-9)
 
 
+def test_lazily_negated_tensors_are_taken():
+    M = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    negated = torch.complex(M, -M).conj().imag
+    assert negated.is_neg() and torch.equal(negated, M)
+    torch.testing.assert_close(solve(negated).plan, solve(M).plan, atol=0, rtol=0)
+
+
 def test_the_layout_of_the_cost_does_not_matter():
     M = np.random.default_rng(0).random((20, 15, 4)).astype(np.float32)
     strided = solve(torch.from_numpy(M).permute(2, 0, 1), max_iter=40)
@@ -546,6 +553,8 @@ def test_barycenter_takes_lists_and_tensors():
 M0, a0, b0 = np.ones((3, 4)), np.full(3, 1 / 3), np.full(4, 1 / 4)
 nan, inf = np.nan, np.inf
 BAD_PROBLEMS = [
+    (np.ma.masked_array(M0, M0 > 2), a0, b0, TypeError, "{M} is a masked array; leave"),
+    (M0, np.ma.masked_array(a0, a0 < 0), b0, TypeError, "{a} is a masked array"),
     (np.ones(3), a0, b0, ValueError, r"{M} must have shape \(\.\.\., n, m\)"),
     (np.ones((0, 4)), None, b0, ValueError, "n, m >= 1"),
     (np.ones((0, 3, 4)), a0, b0, ValueError, "n, m >= 1"),

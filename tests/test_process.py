@@ -1,0 +1,97 @@
+"""The process's own state: read by no call, and left as it was found."""
+
+import contextlib
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from conftest import clouds, line_cost, random_problem
+
+import exactot
+import ipot
+
+X, Y, A, B = clouds(0, 230, 200, 2)
+M, a, b = random_problem(1, 20, 15)
+HISTOGRAMS = np.random.default_rng(0).uniform(0.1, 1, (12, 2))
+
+
+def manhattan(x, y):
+    return (x[:, None] - y).abs().sum(-1)
+
+
+def gradient(solve, *inputs):
+    """Of the value in the first input."""
+    first = torch.from_numpy(inputs[0]).requires_grad_()
+    solve(first, *(torch.from_numpy(x) for x in inputs[1:])).value.backward()
+    return first.grad
+
+
+CALLS = {
+    "scalings": lambda: ipot.solve(M, a, b, max_iter=40).plan,
+    "constant": lambda: ipot.solve(M, a, b, beta=0.1, max_iter=40, growing=False).plan,
+    "logarithms": lambda: ipot.solve(M.astype("f4"), beta=1e-6, max_iter=10).plan,
+    "float32 tensors": lambda: ipot.solve(torch.from_numpy(X[:, :1] @ Y[:, :1].T).float()).plan,
+    "batch": lambda: ipot.solve(np.stack((M, -M)), beta=np.array([0.1, 0.2]), max_iter=40).plan,
+    "large": lambda: ipot.solve(np.tile(M.astype("f4"), (30, 40)), max_iter=9).plan,
+    "gradient": lambda: gradient(ipot.solve, M, a, b),
+    "ipot_WD": lambda: ipot.ipot_WD(a, b, M, 0.5, max_iter=20),
+    "ipot_barycenter": lambda: ipot.ipot_barycenter(HISTOGRAMS, line_cost(12), 0.1, None, 90),
+    "barycenter, logs": lambda: ipot.ipot_barycenter(HISTOGRAMS, line_cost(12), 1e-4, None, 90),
+    "round": lambda: ipot.round_to_marginals(np.abs(M), a, b),
+    "small": lambda: exactot.solve(M, a, b).plan,
+    "exact": lambda: exactot.solve(X @ Y.T, A, B).plan,
+    "exact gradient": lambda: gradient(exactot.solve, X @ Y.T, A, B),
+    "sample": lambda: exactot.solve_sample(X, Y, A, B).plan,
+    "metric": lambda: exactot.solve_sample(X, Y, metric=manhattan).plan,
+    "line": lambda: exactot.solve_sample(X[:, :1], Y[:, :1]).plan,
+    "points' gradient": lambda: gradient(exactot.solve_sample, X, Y),
+    "barycenter": lambda: exactot.barycenter(HISTOGRAMS, line_cost(12), max_iter=30).histogram,
+    "grid": lambda: exactot.barycenter(np.ones((9, 8, 2)), grid=1.0, max_iter=9).histogram,
+    "program": lambda: exactot.barycenter(HISTOGRAMS, M[:12, :12], exact=True).histogram,
+    "free support": lambda: exactot.free_support_barycenter([X, Y], 9, max_iter=2).points,
+}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+STATES = {
+    "device": lambda: torch.device("meta"),
+    "dtype": lambda: default_dtype(torch.float16),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_gives_the_same_whatever_torch_is_set_to(name, state):
+    if state == "inference" and "gradient" in name:
+        pytest.skip("inference mode has no gradients")
+    expected = CALLS[name]()
+    with STATES[state]():
+        found = CALLS[name]()
+    if isinstance(expected, tuple):  # the plan, and the losses
+        expected, found = expected[0], found[0]
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_call_changes_no_generator():
+    def states():
+        return torch.get_rng_state().tolist(), str(np.random.get_state())  # noqa: NPY002
+
+    before = states()
+    for call in CALLS.values():
+        call()
+    assert states() == before
+
+
+def test_signatures_survive():
+    assert "growing" in inspect.signature(ipot.solve).parameters
+    assert "metric" in inspect.signature(exactot.solve_sample).parameters
