@@ -174,10 +174,11 @@ def steps_figure(problem: Problem, config: Config) -> plt.Figure:
     steps = _iterations(config, 41)
     figure, panel = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for growing, color in ((True, IPOT_COLORS[0]), (False, IPOT_COLORS[1])):
-        options = [{"max_iter": int(step), "growing": growing} for step in steps]
-        runs = [ipot.solve(problem.M, problem.a, problem.b, **option) for option in options]
+        gaps = []
+        for step in steps:
+            options = {"max_iter": int(step), "growing": growing}
+            gaps.append(ipot.solve(problem.M, problem.a, problem.b, **options).gap / problem.W)
         label = f"IPOT, {'growing' if growing else 'constant'} steps: certified gap"
-        gaps = [float(run.gap / problem.W) for run in runs]
         panel.semilogy(steps, gaps, color=color, label=label)
     for reg, color in zip(config.regs, _colors(SINKHORN_COLORS, config.regs)):
         label = f"Sinkhorn reg = {reg:g}: distance to W"

@@ -4,8 +4,8 @@
 
 IPOT here and as published update the same generator on the same minibatches in one process, one
 loop after the other, in several runs. The published loop takes 50 iterations with constant steps,
-as in its own script. 32 growing steps come as close to the cost of the exact plan. The table has
-the median and the quartiles of a run's milliseconds, and the median of the runs' ratios.
+as in its own script; ours takes `num_proximal` that grow. The table has the median and the
+quartiles of a run's milliseconds, and the median of the runs' ratios.
 """
 
 import time
