@@ -43,14 +43,16 @@ from torch import Tensor
 
 __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "solve"]
 TOOLKIT = (
-    "Array BarycenterIteration EPS Problem as_tensors brief certified check_count check_mass "
-    "cost_range dual_value exp_ extrapolated log64 next_below proximal_step read_batch read_number "
-    "read_problem read_shares read_weights round_up tensor without_autocast"
+    "Array BarycenterIteration EPS Problem TYPICAL as_tensors brief certified check_count "
+    "STEP cost_range cost_unit dual_value exp_ extrapolated log64 mass_tolerance next_below "
+    "power_of_two read_batch read_mass read_number read_problem read_shares read_weights round_up "
+    "sample_places tensor without_autocast"
 ).split()
 
 Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
+TYPICAL = 30  # times the median reduced cost: the largest range that sets a first temperature
 # Growing steps; benchmarks/steps.py chose these.
 LOOK = 8  # sweeps before steps change for the first time; again after 16, 32 and so on
 GROW, SHRINK = 0.5, 1.0  # cost of rounding, in units of the temperature, at which steps change
@@ -130,14 +132,16 @@ def solve(
     ----------
     M : array, shape (..., n, m)
         Cost, NumPy or torch, float32 or float64, of any sign and scale; leading dimensions are a
-        batch.
+        batch. The answer has its dtype.
     a, b : array, shapes (..., n) and (..., m), optional
-        Weights, non-negative (zeros are fine) and of equal, positive mass; uniform with mass 1 if
-        left out. Without batch dimensions they serve the whole batch. A difference of mass within
-        1e-6 (float32: 1e-4), relative, is made up by scaling b.
+        Weights, non-negative (zeros are fine, and what rounding left below zero) and of equal,
+        positive mass; uniform with mass 1 if left out. Without batch dimensions they serve the
+        whole batch. A difference of mass within 1e-6 (float32: 1e-4), relative, is made up by
+        scaling b.
     beta : float or array of shape (...), optional
         First proximal step in units of the cost. None takes 0.05 of the cost's range, which works
-        from 1 to 16 dimensions. A smaller one is not better within a given number of iterations.
+        from 1 to 16 dimensions, or of 30 times the median reduced cost if that is less: a few huge
+        costs do not set it. A smaller one is not better within a given number of iterations.
     max_iter : int
         Most proximal iterations; exactly as many are run if `tol` is None.
     inner_iter : int
@@ -155,8 +159,8 @@ def solve(
     Raises
     ------
     TypeError
-        NumPy mixed with torch, mixed dtypes, not float32 or float64, counts that are not integers,
-        growing not a bool.
+        NumPy mixed with torch, not float32 or float64, masked arrays, tensors inside torch.func's
+        transforms, counts that are not integers, growing not a bool.
     ValueError
         Shapes that do not match, empty arrays, NaN or inf, negative weights, no mass or unequal
         mass, devices that differ, beta <= 0, max_iter or inner_iter < 1, tol < 0.
@@ -179,13 +183,14 @@ def solve(
     for t in iteration.run(max_iter, growth=4.0 if tol is None else 1.5):
         if tol is None and t < max_iter:
             continue
-        plan, f, g, value, lower_bound = _certify(iteration)
-        if bool((value - lower_bound <= (tol or 0.0) * value.abs() + problem.rounding).all()):
+        plan, f, g, value, lower_bound, rounding = _certify(iteration)
+        if bool((value - lower_bound <= (tol or 0.0) * value.abs() + rounding).all()):
             break
     plan.mul_(problem.mass[..., None, None].to(plan.dtype))
     bounds = certified(
-        problem, value, lower_bound, (f, g), lambda: (plan, f, g), n_iter=t, tol=tol or 0.0
-    )
+        problem, f, g, value, lower_bound, rounding,
+        lambda: (plan.clone(), *problem.in_weights(f, g)), n_iter=t, tol=tol or 0.0,
+    )  # fmt: skip
     return Transport(plan=problem.give_back(plan), **bounds)
 
 
@@ -226,10 +231,11 @@ def ipot_WD(
     Raises
     ------
     TypeError, ValueError
-        As :func:`solve`; also if C has batch dimensions.
+        As :func:`solve`; also if C has batch dimensions or beta is None.
     """
     check_count("max_iter", max_iter)
     check_count("L", L)
+    beta = read_number("beta", beta)
     for name, x, shape in (("C", C, "(n, m)"), ("a1", a1, "(n,)"), ("a2", a2, "(m,)")):
         if np.ndim(x) > (2 if name == "C" else 1):
             raise ValueError(f"{name} must have shape {shape}; it has {np.ndim(x)} dimensions")
@@ -239,7 +245,8 @@ def ipot_WD(
     )
     for _ in iteration.run(max_iter):
         pass
-    loss = (torch.stack(iteration.losses) * problem.mass).tolist() if return_loss else None
+    scale = problem.mass * problem.unit
+    loss = (torch.stack(iteration.losses) * scale).tolist() if return_loss else None
     plan = problem.give_back(iteration.plan() * problem.mass)
     return (plan, loss) if return_map and return_loss else plan if return_map else loss
 
@@ -284,13 +291,15 @@ def ipot_barycenter(
     if A.ndim != 2 or A.numel() == 0 or M.shape != (len(A), len(A)):
         wanted = "A must have shape (n, K) with n, K >= 1, and M (n, n)"
         raise ValueError(f"{wanted}; got {tuple(A.shape)} and {tuple(M.shape)}")
-    p, C = A.detach().double().T, M.detach().double()
-    p = p / check_mass("A's columns", p)[:, None]
+    p, _ = read_mass("A's columns", A.detach().T)
+    p, C = p / p.sum(-1, keepdim=True), M.detach().double()
     weights = read_shares(weights, len(p), p.device)
     if weights.ndim > 1:
         raise ValueError(f"weights must have shape ({len(p)},); got {tuple(weights.shape)}")
-    beta = float(proximal_step(beta, *cost_range("M", C)))
-    iteration = BarycenterIteration(p, weights[None], C)
+    low, high = cost_range("M", C)
+    unit = cost_unit(low, high)
+    beta = float(_proximal_step(read_number("beta", beta), high / unit - low / unit, unit))
+    iteration = BarycenterIteration(p, weights[None], C / unit)
     for _ in iteration.run(numItermax, lambda t: beta / t):
         pass
     return give_back(iteration.histogram()[0])
@@ -331,8 +340,9 @@ def round_to_marginals(plan: Array, a: Array, b: Array) -> Array:
     plan, problem = read_problem(plan, a, b, names=("plan", "a", "b"))
     if bool((plan < 0).any()):
         raise ValueError(f"plan must be non-negative; got entries down to {float(plan.min()):.6g}")
-    mass = problem.mass[..., None]
-    return problem.give_back(_round(plan.clone(), problem.a * mass, problem.b * mass))
+    plan = plan * (problem.unit / problem.mass)[..., None, None].to(plan.dtype)
+    plan = _round(plan, problem.a, problem.b)
+    return problem.give_back(plan * problem.mass[..., None, None].to(plan.dtype))
 
 
 # --------------------------------------------------------- The proximal iteration, in exponent form
@@ -397,7 +407,8 @@ class _Iteration:
         (a, b), eps = (self.problem.a, self.problem.b), self.cost.beta / self.s
         price = (a * (self.cost.row_costs - self.f)).sum(-1) - (b * self.g).sum(-1)
         ratio = ((a - self.row_sums()).abs().sum(-1) * price)[..., None] / eps
-        coldest = COLDEST * torch.finfo(self.f.dtype).eps * self.problem.largest[..., None]
+        size = (a * self.f.abs()).sum(-1) + (b * self.g.abs()).sum(-1)
+        coldest = COLDEST * torch.finfo(self.f.dtype).eps * size[..., None]
         ds = torch.where((ratio < GROW) & (eps > coldest), 2 * self.ds, self.ds)
         ds = torch.where(ratio > SHRINK, self.ds / 2, ds).clamp_min(1)
         # The last change and the mean one, as they would have been with the new step.
@@ -503,12 +514,16 @@ class _Cost:
     """
 
     def __init__(self, C: Tensor, problem: Problem, beta: float | Array | None, growing=False):
-        self.C, self.beta = C, proximal_step(beta, problem.low, problem.high)
         # The smallest cost of each row, and of each column in what that leaves.
-        self.f = C.amin(-1)
+        self.C, self.f = C, C.amin(-1)
         self.has_negative = bool((self.f < 0).any())
         reduced = C - self.f[..., :, None]
         self.g = reduced.amin(-2)
+        self.spread = self.usual_range(problem)
+        if beta is None:
+            self.beta = STEP * self.spread[..., None]
+        else:
+            self.beta = _proximal_step(beta, problem.high - problem.low, problem.unit)
         # Two matrices that serve all kernels.
         self.growing, self.space = growing, tuple(C.new_empty((2, *C.shape)))
         if growing:
@@ -521,6 +536,18 @@ class _Cost:
             self.G = exponent.exp_() if self.fits else exponent
         size = C.shape[-1] * C.shape[-2] * C.element_size()
         self.numpy = C.device.type == "cpu" and size <= 2**20
+
+    def usual_range(self, problem: Problem) -> Tensor:
+        """The cost's range; or, where a few huge costs set that, TYPICAL times the median of a
+        thousand costs less the smallest of their rows and columns."""
+        n, m = self.C.shape[-2:]
+        i, j = (torch.from_numpy(x).to(self.C.device) for x in divmod(sample_places(n * m), m))
+        reduced = (self.C[..., i, j] - self.f[..., i] - self.g[..., j]).double()
+        has_mass = (problem.a[..., i] > 0) & (problem.b[..., j] > 0)
+        typical = TYPICAL * torch.where(has_mass, reduced, math.nan).nanmedian(-1).values
+        spread = problem.high - problem.low
+        spread = torch.where((typical > 0) & (typical < spread), typical, spread)
+        return torch.where(spread > 0, spread, 1.0)
 
     def own(self, x: Tensor) -> Array:
         """x in the cost's dtype and in the kind of array that the kernel computes with."""
@@ -598,6 +625,11 @@ def _limit(dtype: torch.dtype) -> float:
 def exp_(x: Tensor) -> Tensor:
     """The exponential, in x's memory; torch's exp2 takes less than half the time of its exp."""
     return x.mul_(1 / math.log(2)).exp2_()
+
+
+def sample_places(size: int) -> np.ndarray:
+    """Where a thousand entries of a matrix are, in all columns; a stride could keep to one."""
+    return np.arange(1000) * (size - 1) // 999
 
 
 def tensor(x: Array) -> Tensor:
@@ -723,52 +755,64 @@ def _round(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return plan.addcmul_(missing_a.to(dtype)[..., :, None], missing_b.to(dtype)[..., None, :])
 
 
-def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The iterate's plan, rounded, feasible potentials f and g, and the two bounds; mass 1."""
+def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The iterate's plan, rounded, feasible potentials f and g, the two bounds, and what rounding
+    may have put between them; mass 1."""
     cost, problem = x.cost, x.problem
     a, b, C = problem.a, problem.b, cost.C
     plan = _round(x.plan(), a, b)
-    # What rounding leaves of the marginals' error could cost its mass times the range of the cost.
-    error = (a - _sum64(plan, -1)).abs().sum(-1) + (b - _sum64(plan, -2)).abs().sum(-1)
-    value, size = cost.of_plan(plan)
-    value = value + error * (problem.high - problem.low + problem.largest)
-    value = value + 2 * torch.finfo(C.dtype).eps * size + 16 * EPS * problem.largest
     # beta / ds log(B_t / B_{t-1}), the last step's own dual variable: free of the O(1 / t) of the
     # mean over all steps, its bound is 2 to 6 times as close in d = 1, 2. Columns without mass put
     # no bound on the rows; their own potential follows from the rows.
     g = x.g + cost.beta / x.ds * (x.psi - x.psi_last)
     f, g = cost.c_transforms(torch.where(b > 0, g, -math.inf).to(C.dtype))
-    return plan, f, g, value, dual_value(f, g, a, b)
+    lower_bound, dual_size = dual_value(f, g, a, b)
+    value, size = cost.of_plan(plan)
+    # What rounding leaves of the marginals' error costs its mass times the potentials.
+    rows, columns = (a - _sum64(plan, -1)).abs(), (b - _sum64(plan, -2)).abs()
+    error, short = (
+        (rows * f.abs()).sum(-1) + (columns * g.abs()).sum(-1),
+        rows.sum(-1) + columns.sum(-1),
+    )
+    info = torch.finfo(C.dtype)
+    price = problem.high - problem.low + torch.maximum(problem.low.abs(), problem.high.abs())
+    margin = 2 * torch.minimum(error, short * price) + (2 * info.eps + 16 * EPS) * size
+    rounding = 2 * margin + 4 * info.eps * dual_size + 16 * EPS * cost.spread + info.tiny
+    return plan, f, g, value + margin, lower_bound, rounding
 
 
-def dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """<a, f> + <b, g> in float64, less what its rounding may have added."""
+def dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """<a, f> + <b, g>, float64, less what its rounding may have added; and <a, |f|> + <b, |g|>."""
     terms = torch.cat((a * f, b * g), -1)
-    return terms.sum(-1) - 4 * EPS * terms.abs().sum(-1)
+    size = terms.abs().sum(-1)
+    return terms.sum(-1) - 4 * EPS * size, size
 
 
 def certified(
     problem: Problem,
+    f: Tensor,
+    g: Tensor,
     value: Tensor,
     lower_bound: Tensor,
-    potentials: tuple[Tensor, Tensor],
+    rounding: Tensor,
     gradients: Callable[[], tuple[Tensor | None, ...]],
     *,
     n_iter: int,
     tol: float = 0.0,
-    allowed: Tensor | float = 0.0,
 ) -> dict:
     """The fields of an answer but for its plan, in the caller's units, dtype and kind.
 
-    value and lower_bound are for mass 1, in float64; here they are rounded outwards. `gradients`
-    makes the value's gradients in the inputs. A gap up to `allowed` passes for zero. Of the problem
-    its mass, rounding, dtype, inputs and give_back are read.
+    The numbers are those of the problem in its own units, the bounds in float64; here they are
+    rounded outwards. `gradients` makes the value's gradients in the inputs, in the caller's units.
+    A gap within `rounding` passes for zero. Of the problem its mass, unit, dtype, inputs and
+    give_back are read.
     """
-    mass, dtype, give = problem.mass, problem.dtype, problem.give_back
-    converged = value - lower_bound <= (tol * value.abs() + problem.rounding).clamp_min(allowed)
-    lower_bound = -round_up(-torch.minimum(lower_bound, value) * mass, dtype)
-    value = round_up(value * mass, dtype)
+    dtype, give, scale = problem.dtype, problem.give_back, problem.mass * problem.unit
+    converged = value - lower_bound <= tol * value.abs() + rounding
+    lower_bound = -round_up(-torch.minimum(lower_bound, value) * scale, dtype)
+    value = round_up(value * scale, dtype)
     gap = value - lower_bound
+    potentials = (-round_up(-x.double() * problem.unit[..., None], dtype) for x in (f, g))
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in problem.inputs):
         value = _Envelope.apply(value, gradients(), *problem.inputs)
     return {
@@ -787,19 +831,35 @@ class _Envelope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value, gradients, *inputs):
         ctx.save_for_backward(*gradients)
-        ctx.shapes = [None if x is None else x.shape for x in inputs]
+        ctx.inputs = inputs
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         grads = []
-        for gradient, shape, wanted in zip(ctx.saved_tensors, ctx.shapes, ctx.needs_input_grad[2:]):
+        for gradient, x, wanted in zip(ctx.saved_tensors, ctx.inputs, ctx.needs_input_grad[2:]):
             grads.append(None)
             if wanted:
                 rates = grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
-                grads[-1] = (rates * gradient).sum_to_size(shape)
+                rates = (rates * gradient).sum_to_size(x.shape)
+                again = torch.is_grad_enabled()  # the caller asks for derivatives of derivatives
+                grads[-1] = _NoMore.apply(rates, grad, *ctx.inputs) if again else rates
         return None, None, *grads
+
+
+class _NoMore(torch.autograd.Function):
+    """A gradient that refuses to be differentiated: the plan in it depends on all inputs."""
+
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(
+            "the value of a transport problem has first derivatives only; a second one was asked "
+            "for, by create_graph=True, a Hessian or a penalty on the gradient"
+        )
 
 
 def round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -826,11 +886,15 @@ def _sum64(x: Tensor, axis: int | tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Checked weights, the range of the cost, and the way back to the caller's kind of array."""
+    """Checked weights, the range of the cost, and the way back to the caller's kind of array.
 
-    a: Tensor  # (..., n), float64, mass 1
-    b: Tensor  # (..., m), float64, mass 1
-    mass: Tensor  # (...), float64: what to scale the answer by
+    Weights and costs are in units that are powers of two, so that no digit is lost on the way.
+    """
+
+    a: Tensor  # (..., n), float64, in units of mass: of mass 0.75 to 1.5
+    b: Tensor  # (..., m), float64, likewise
+    mass: Tensor  # (...), float64: unit of the weights
+    unit: Tensor  # (...), float64: unit of the cost
     low: Tensor  # (...), float64: smallest cost between points that have mass
     high: Tensor  # (...), float64: largest cost between them
     dtype: torch.dtype  # of the answer
@@ -838,27 +902,31 @@ class Problem:
     give_back: Callable[[Tensor], Array]  # to the caller's dtype and kind of array
 
     def __post_init__(self):
-        if not bool((self.mass * self.largest < torch.finfo(self.dtype).max / 4).all()):
-            given = f"got {brief(self.mass)} times up to {brief(self.largest)}"
+        largest = torch.maximum(self.low.abs(), self.high.abs()) * self.unit
+        if not bool((self.mass.clamp_min(1) * largest < torch.finfo(self.dtype).max / 4).all()):
+            given = f"got {brief(self.mass)} times up to {brief(largest)}"
             raise ValueError(f"mass times cost must not overflow {self.dtype}; {given}")
 
-    @property
-    def largest(self) -> Tensor:
-        """The largest cost in size."""
-        return torch.maximum(self.low.abs(), self.high.abs())
+    def in_weights(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The value's gradients in a and b. They sum to zero over the points that have mass, so
+        that a step along them keeps the mass."""
+        gradients = []
+        for x, weights in ((f, self.a), (g, self.b)):
+            has_mass = weights > 0
+            total = torch.where(has_mass, x.double(), 0.0).sum(-1, keepdim=True)
+            centred = x.double() - total / has_mass.sum(-1, keepdim=True)
+            gradients.append(centred * self.unit[..., None])
+        return tuple(gradients)
 
-    @property
-    def rounding(self) -> Tensor:
-        """A gap that the dtype cannot tell from zero: two potentials, up to twice the cost, and two
-        bounds are rounded outwards."""
-        info = torch.finfo(self.dtype)
-        return (8 * info.eps + 32 * EPS) * self.largest + info.tiny
 
-
-def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[Tensor], Array]]:
-    """Tensors of one dtype on one device, and the way back to the caller's kind of array.
+def as_tensors(
+    free: tuple[str, ...] = (), /, **arrays: Array | None
+) -> tuple[list[Tensor | None], Callable[[Tensor], Array]]:
+    """Tensors on one device, and the way back to the caller's kind of array.
 
     Lists and integer arrays take the dtype of the floating-point ones, float64 if there are none.
+    Those named in `free`, which are weights, may be float32 or float64; the others have one dtype,
+    and it is that of the answer.
     """
     given = {name: x for name, x in arrays.items() if x is not None}
     tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
@@ -873,8 +941,8 @@ def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[T
         raise ValueError(f"inputs must be on one device; got {', '.join(devices)}")
     dtypes = {}
     for name, x in given.items():
-        if name in tensors and x.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
+        if name in tensors:
+            _check_tensor(name, x)
         if isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array; leave the masked entries out, or fill them")
         if name not in tensors:
@@ -887,16 +955,17 @@ def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[T
             dtypes[name] = kind
         elif not kind.startswith(("int", "uint", "bool", "float32", "float64")):
             raise TypeError(f"{name} must be float32 or float64 (or integers); got {kind}")
-    if len(set(dtypes.values())) > 1:
-        each = ", ".join(f"{name} {kind}" for name, kind in dtypes.items())
+    leading = {name: kind for name, kind in dtypes.items() if name not in free}
+    if len(set(leading.values())) > 1:
+        each = ", ".join(f"{name} {kind}" for name, kind in leading.items())
         raise TypeError(f"inputs must have one dtype; got {each}")
-    dtype = next(iter(dtypes.values()), "float64")
+    dtype = max((leading or dtypes).values(), default="float64")
 
     def to_tensor(name: str) -> Tensor | None:
-        x = given.get(name)
+        x, own = given.get(name), dtypes.get(name, dtype)
         if x is None or name in tensors:
-            return x if x is None else x.resolve_neg().to(getattr(torch, dtype))
-        x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
+            return x if x is None else x.resolve_neg().to(getattr(torch, own))
+        x = torch.from_numpy(np.require(x, own, ["C", "W"]))
         return x.to(devices[0]) if devices else x
 
     def give_back(x: Tensor) -> Array:
@@ -906,6 +975,18 @@ def as_tensors(**arrays: Array | None) -> tuple[list[Tensor | None], Callable[[T
     return [to_tensor(name) for name in arrays], give_back
 
 
+def _check_tensor(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
+    forward = torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    if forward or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise TypeError(
+            f"{name} is inside torch.func.grad, vmap, jvp or another of torch's transforms, which "
+            f"a solver in NumPy cannot enter; use backward() or torch.autograd.grad for gradients, "
+            f"and leading dimensions for a batch"
+        )
+
+
 def read_problem(
     M: Array,
     a: Array | None,
@@ -913,28 +994,37 @@ def read_problem(
     names: tuple[str, str, str] = ("M", "a", "b"),
     precise: bool = False,
 ) -> tuple[Tensor, Problem]:
-    """The cost (..., n, m) and the problem; `precise` computes in float64 in any case."""
+    """The cost (..., n, m) in its unit, and the problem; `precise` computes in float64 in any case.
+
+    Of two masses that differ a little the answer has that of the rows; if `precise` that of the
+    columns, on which Algorithm 1 ends.
+    """
     if M is None:
         raise TypeError(f"{names[0]} must be an array of shape (..., n, m); got None")
-    inputs, give_back = as_tensors(**dict(zip(names, (M, a, b))))
+    inputs, give_back = as_tensors(names[1:], **dict(zip(names, (M, a, b))))
     C = inputs[0].detach()
     shape = tuple(C.shape)
     if C.ndim < 2 or C.numel() == 0:
         raise ValueError(f"{names[0]} must have shape (..., n, m) with n, m >= 1; got {shape}")
     C = C.double() if precise else C
     against = f"{names[0]} of shape {shape}"
-    (a, b), masses = read_weights(inputs[1:], shape[-2:], names[1:], against, inputs[0])
+    a, b, mass = read_weights(inputs[1:], shape[-2:], names[1:], against, inputs[0], precise)
     batch = read_batch(dict(zip(names, (shape[:-2], a.shape[:-1], b.shape[:-1]))))
     low, high = cost_range(names[0], C)
+    largest = torch.maximum(low.abs(), high.abs())
     if bool((a == 0).any() | (b == 0).any()):
         # Points without mass have no say in what the cost's range is.
         active = (a > 0)[..., :, None] & (b > 0)[..., None, :]
         low = torch.where(active, C, math.inf).amin((-2, -1)).double()
         high = torch.where(active, C, -math.inf).amax((-2, -1)).double()
-    # Algorithm 1 ends on the columns, and its plan carries their mass; POT takes that of the rows.
-    mass, low, high = (x.expand(batch) for x in (masses[1 if precise else 0], low, high))
+    unit = cost_unit(low, high)
+    if bool((unit != 1).any()):
+        # No cost of a point without mass may overflow.
+        unit = torch.maximum(unit, power_of_two(largest) / torch.finfo(C.dtype).max ** 0.75)
+        C = C / unit.to(C.dtype)[..., None, None]
+    mass, unit, low, high = (x.expand(batch) for x in (mass, unit, low / unit, high / unit))
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
-    problem = Problem(a, b, mass, low, high, C.dtype, tuple(inputs), give_back)
+    problem = Problem(a, b, mass, unit, low, high, C.dtype, tuple(inputs), give_back)
     return C.expand(*batch, *shape[-2:]), problem
 
 
@@ -956,26 +1046,64 @@ def read_weights(
     names: tuple[str, ...],
     against: str,
     like: Tensor,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Two weights of mass 1, and their masses as given; float64."""
-    weights, masses = [], []
+    of_columns: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two weights of equal mass, float64, in a unit of mass that is a power of two, and the unit.
+
+    Their mass is that of the rows, or of the columns.
+    """
+    weights = []
     for name, x, size in zip(names, given, sizes):
         if x is None:
             x = torch.full((size,), 1 / size, dtype=torch.float64, device=like.device)
         elif x.ndim < 1 or x.shape[-1] != size:
             wanted = f"(..., {size}) to match {against}"
             raise ValueError(f"{name} must have shape {wanted}; got {tuple(x.shape)}")
-        weights.append(x.detach().double())
-        masses.append(check_mass(name, weights[-1]))
+        weights.append(read_mass(name, x.detach()))
+    (a, unit), (b, unit_b) = weights
+    b = b * (unit_b / unit)[..., None]
     if all(x is None for x in given):
-        return weights, masses
-    tolerance = 1e-6 if like.dtype == torch.float64 else 1e-4
-    if bool(((masses[0] - masses[1]).abs() > tolerance * torch.maximum(*masses)).any()):
+        return a, b, unit
+    mass_a, mass_b = a.sum(-1), b.sum(-1)
+    tolerance, difference = mass_tolerance(like, *given), (mass_a - mass_b).abs()
+    if not bool((difference <= tolerance * torch.minimum(mass_a, mass_b)).all()):
         raise ValueError(
             f"{names[0]} and {names[1]} must have equal mass (to {tolerance:g} relative); "
-            f"got {brief(masses[0])} and {brief(masses[1])}"
+            f"got {brief(mass_a * unit)} and {brief(mass_b * unit)}"
         )
-    return [x / mass[..., None] for x, mass in zip(weights, masses)], masses
+    # Masses that are equal but for their own rounding leave the weights as they are.
+    differ = difference > 4 * EPS * mass_a
+    if of_columns:
+        a = a * torch.where(differ, mass_b / mass_a, 1.0)[..., None]
+    else:
+        b = b * torch.where(differ, mass_a / mass_b, 1.0)[..., None]
+    return a, b, unit
+
+
+def mass_tolerance(*arrays: Tensor | None) -> float:
+    """By how much masses may differ, relative, that were computed in these arrays' dtypes."""
+    return 1e-4 if any(x is not None and x.dtype == torch.float32 for x in arrays) else 1e-6
+
+
+def read_mass(name: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (..., n) in float64, of mass 0.75 to 1.5 in units of a power of two, and the unit.
+
+    Negative entries that rounding explains are taken as zero.
+    """
+    x, top = weights.double(), weights.amax(-1).double()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} must be finite; got NaN or inf")
+    if bool((x < 0).any()):
+        if bool((x < -8 * torch.finfo(weights.dtype).eps * top[..., None]).any()):
+            smallest = float(x.min())
+            raise ValueError(f"{name} must be non-negative; the smallest entry is {smallest:.6g}")
+        x = x.clamp_min(0.0)
+    if bool((top <= 0).any()):
+        raise ValueError(f"{name} must have positive mass; the total is zero")
+    unit = power_of_two(top)
+    x = x / unit[..., None]
+    more = power_of_two(x.sum(-1) / 0.75)
+    return x / more[..., None], unit * more
 
 
 def read_shares(weights: Tensor | None, count: int, device: torch.device) -> Tensor:
@@ -985,19 +1113,29 @@ def read_shares(weights: Tensor | None, count: int, device: torch.device) -> Ten
     if weights.ndim < 1 or weights.shape[-1] != count or weights.numel() == 0:
         wanted = f"(..., {count}), one for each input"
         raise ValueError(f"weights must have shape {wanted}; got {tuple(weights.shape)}")
-    shares = weights.detach().double()
-    total = check_mass("weights", shares)
-    if not bool(((total - 1).abs() <= 1e-6).all()):
-        raise ValueError(f"weights must sum to 1; they sum to {brief(total)}")
-    return shares / total[..., None]
+    shares, unit = read_mass("weights", weights.detach())
+    total = shares.sum(-1, keepdim=True)
+    if not bool(((total * unit[..., None] - 1).abs() <= mass_tolerance(weights)).all()):
+        raise ValueError(f"weights must sum to 1; they sum to {brief(total * unit[..., None])}")
+    return shares / total
 
 
-def proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Tensor:
-    """beta with shape (..., 1), float64; a fixed part of the cost's range if None."""
-    spread = torch.where(high > low, high - low, 1.0)
+def power_of_two(x: Tensor) -> Tensor:
+    """The largest power of two that is no larger than x > 0, exactly."""
+    return x / (2 * torch.frexp(x).mantissa)
+
+
+def cost_unit(low: Tensor, high: Tensor) -> Tensor:
+    """A power of two (...) by which costs from low to high are divided; 1 where they are usual."""
+    largest = torch.maximum(low.abs(), high.abs())
+    usual = (largest == 0) | ((largest > 2.0**-40) & (largest < 2.0**40))
+    return power_of_two(torch.where(usual, 1.0, largest))
+
+
+def _proximal_step(beta: float | Array, spread: Tensor, unit: Tensor) -> Tensor:
+    """beta (..., 1) in the unit of the cost, whose range is `spread` (...); float64."""
     try:
-        given = STEP * spread if beta is None else beta
-        step = torch.as_tensor(given, dtype=torch.float64, device=low.device).detach()
+        step = torch.as_tensor(beta, dtype=torch.float64, device=unit.device).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"beta must be a number or an array of numbers; got {beta!r}") from None
     if step.ndim and step.shape != spread.shape:
@@ -1005,37 +1143,20 @@ def proximal_step(beta: float | Array | None, low: Tensor, high: Tensor) -> Tens
         raise ValueError(f"beta must have the batch shape {shapes}")
     if not bool((torch.isfinite(step) & (step > 0)).all()):
         raise ValueError(f"beta must be positive and finite; got {brief(step)}")
-    if bool((step < 1e-12 * spread).any()):
-        least = f"1e-12 of the cost's range {brief(spread)}"
+    if bool((step / unit < 1e-12 * spread).any()):
+        least = f"1e-12 of the cost's range {brief(spread * unit)}"
         raise ValueError(f"beta must be at least {least}; got {brief(step)}")
-    # From 1e12 on the plan is the product of the weights to rounding, whatever beta is.
-    return torch.minimum(step, 1e12 * spread).clamp_min(1e-28)[..., None]
+    # From 1e12 on, and where all costs are equal, the plan is the product of the weights.
+    return torch.where(spread > 0, torch.minimum(step / unit, 1e12 * spread), 1.0)[..., None]
 
 
 def cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest cost of each problem, float64; refuses NaN and inf."""
     low, high = C.amin((-2, -1)).double(), C.amax((-2, -1)).double()
-    limit = torch.finfo(C.dtype).max / 1e14  # steps of up to 1e12 times the range still fit
-    if not bool(((high < limit) & (low > -limit)).all()):
+    if not bool((low.isfinite() & high.isfinite()).all()):
         bad = int((~torch.isfinite(C)).sum())
-        if bad:
-            raise ValueError(f"{name} must be finite; {bad} of {C.numel()} entries are NaN or inf")
-        raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {C.dtype}")
+        raise ValueError(f"{name} must be finite; {bad} of {C.numel()} entries are NaN or inf")
     return low, high
-
-
-def check_mass(name: str, weights: Tensor) -> Tensor:
-    """The mass (...) of weights (..., n), which have to be non-negative and finite."""
-    mass = weights.sum(-1)
-    good = (weights.amin(-1) >= 0) & (mass > 0) & (mass < math.inf)
-    if bool(good.all()):
-        return mass
-    if not bool(mass.isfinite().all()):
-        raise ValueError(f"{name} must be finite; got NaN or inf")
-    if bool((weights < 0).any()):
-        smallest = float(weights.min())
-        raise ValueError(f"{name} must be non-negative; the smallest entry is {smallest:.6g}")
-    raise ValueError(f"{name} must have positive mass; the total is zero")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
-from ipot import Array, exp_, extrapolated, log64, tensor
+from ipot import TYPICAL, Array, exp_, extrapolated, log64, sample_places, tensor
 
 # benchmarks/solvers.py chose these: n = 256 to 4096, d = 1, 2, 16.
 SWEEPS = 2  # in a stage
 STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
 NEIGHBOURS = 5  # that a point sees at the end
-TYPICAL = 30  # times the median reduced cost: the largest first temperature
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +157,6 @@ class _StoredKernel(_Kernel):
         self.eps /= 2
         # Two more passes over the kernel; but what is at its floor of exp(-60) must not matter.
         return bool(max(abs(log64(row)).max(), abs(log64(q)).max()) > 8)
-
-
-def sample_places(size: int) -> np.ndarray:
-    """Where a thousand entries of a matrix are, in all columns; a stride could keep to one."""
-    return np.arange(1000) * (size - 1) // 999
 
 
 def library(device: torch.device):

@@ -17,20 +17,19 @@ potentials, made feasible by a c-transform, are as close as that.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import ot
-import scipy.sparse
 import torch
+from ot.lp import emd_wrap
 from torch import Tensor
 
-from exactot.annealing import anneal, sample_places
+from exactot.annealing import anneal
 from exactot.costs import Rows
+from exactot.forest import settle
 from exactot.line import north_west
 from exactot.plans import Flow
-from ipot import EPS
+from ipot import EPS, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
 SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
@@ -38,9 +37,12 @@ ARCS = 6  # of each row at first, times the number of others that it sees; half 
 FEWEST, MOST = 8, 60  # arcs of each row at first
 LOOSE = 1e-3  # relative gaps from here on are loose
 VIOLATORS = 8  # arcs that a row may add in a round
-CAP = 1e6  # times the median cost: what is above is cut where no flow needs it
+CAPS = 1e3, 1e6  # times the median cost: what is above is cut where no flow needs it
 
-OPTIMAL = 1  # POT's result code
+# POT's network simplex
+OPTIMAL = 1  # its result code
+ITERATIONS = 2**31 - 1  # at most
+UNIT = 2.0**10  # of mass; its own tolerance for the sum of all is 1e-8
 
 
 def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow:
@@ -50,25 +52,22 @@ def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow
     """
     n, m = cost.shape
     if n * m <= SMALL or n == 1 or m == 1:
-        arcs, f, g, optimal = _all_arcs(cost, a, b)
+        arcs, f, g, scale = _all_arcs(cost, a, b)
         sweeps = 0
     else:
         annealed = anneal(cost, a, b, eps)
         count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
         count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
-        arcs, f, g, optimal = _generate(cost, annealed.g, a, b, count, annealed.noise, tol)
+        # Potentials with few digits keep the differences of whole costs exact.
+        digit = 2.0**-24 * power_of_two(annealed.g.abs().amax().clamp_min(1e-300))
+        g = torch.round(annealed.g / digit) * digit
+        arcs, f, g, scale = _generate(cost, g, a, b, count, annealed.noise, tol)
         sweeps = annealed.sweeps
     used = arcs.flow > 0
-    return Flow(
-        rows=arcs.rows[used],
-        columns=arcs.columns[used],
-        mass=arcs.flow[used],
-        cost=_dot(arcs.flow[used], arcs.costs[used]),
-        f=f,
-        g=g,
-        optimal=optimal,
-        sweeps=sweeps,
-    )
+    found = arcs.rows[used], arcs.columns[used], arcs.flow[used], arcs.costs[used]
+    rows, columns, mass, costs = settle(cost, found, a, b, f, g)
+    tolerance = math.inf if scale is None else float(_noise(scale, f, g))
+    return Flow(rows, columns, mass, costs, f, g, tolerance, sweeps)
 
 
 @dataclass(eq=False)
@@ -96,8 +95,9 @@ class _Arcs:
 
 def _generate(
     cost: Rows, g: Tensor, a: Tensor, b: Tensor, count: int, noise: float, tol: float
-) -> tuple[_Arcs, Tensor, Tensor, bool]:
-    """Arcs with a flow on them, the best potentials seen, and whether the flow is optimal.
+) -> tuple[_Arcs, Tensor, Tensor, float | None]:
+    """Arcs with a flow on them, and the best potentials seen; where no arc is left that could
+    improve the flow also the scale of the costs that the simplex was given, otherwise None.
 
     Begins with the `count` nearest arcs of each row under g.
     """
@@ -110,12 +110,10 @@ def _generate(
         found = _network_simplex(mass_a, mass_b, reduced, arcs)
         if found is None:  # a feasible flow all the same, with an honest gap
             arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
-            return arcs, f_best, g_best, False
-        arcs.flow, f_step, g_step = found
+            return arcs, f_best, g_best, None
+        arcs.flow, f_step, g_step, scale = found
         f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
-        used = arcs.costs[arcs.flow > 0]
-        tolerance = 1e-12 * float(np.ptp(used)) + 8 * EPS * float(np.abs(used).max())
-        f, more = _price(cost, f, g, tolerance)
+        f, more = _price(cost, f, g, _tolerance(arcs, f, g, scale))
         bound = a @ f + b @ g
         if bound >= best:
             best, f_best, g_best = bound, f, g
@@ -123,9 +121,9 @@ def _generate(
         longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
         value = _dot(arcs.flow, arcs.costs)
         if len(longer.rows) == size:
-            return arcs, f_best, g_best, True
+            return arcs, f_best, g_best, scale
         if tol and value - float(best) <= tol * abs(value):
-            return arcs, f_best, g_best, False
+            return arcs, f_best, g_best, None
         arcs = longer
 
 
@@ -163,8 +161,23 @@ def _near_arcs(
     return _Arcs.union(m, near, (path_rows, path_columns, path_costs)), least
 
 
+def _tolerance(arcs: _Arcs, f: Tensor, g: Tensor, scale: float) -> Tensor:
+    """By how much f_i + g_j may exceed a cost in row i: what the simplex leaves, and rounding.
+
+    A huge cost that hardly any mass pays does not set it.
+    """
+    used = arcs.flow > 0
+    size = min(float(np.ptp(arcs.costs[used])), _dot(arcs.flow, abs(arcs.costs)))
+    return 1e-12 * size + _noise(scale, f, g) + 8 * EPS * f.abs()
+
+
+def _noise(scale: float, f: Tensor, g: Tensor) -> Tensor:
+    """What rounding leaves of a reduced cost, where the simplex was given costs of this scale."""
+    return 8 * EPS * (scale + f.abs().median() + g.abs().median())
+
+
 def _price(
-    cost: Rows, f: Tensor, g: Tensor, tolerance: float
+    cost: Rows, f: Tensor, g: Tensor, tolerance: Tensor
 ) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The c-transform of g, and the worst arcs of each row that the given f violates."""
     best = torch.empty_like(f)
@@ -173,11 +186,11 @@ def _price(
     for rows, C in cost.blocks():
         slack = cost.reduced(C, g)
         best[rows] = slack.amin(1)
-        bad = (best[rows] < f[rows] - tolerance).nonzero().ravel()
+        bad = (best[rows] < (f - tolerance)[rows]).nonzero().ravel()
         if len(bad):
             least, j = torch.topk(slack[bad], count, largest=False)
             i = bad[:, None].expand_as(j)
-            chosen = least < f[rows][i] - tolerance
+            chosen = least < (f - tolerance)[rows][i]
             i, j = i[chosen], j[chosen]
             found.append([x.cpu().numpy() for x in (i + rows.start, j, C[i, j])])
     nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
@@ -186,8 +199,9 @@ def _price(
 
 def _network_simplex(
     a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Optimal flow, of the shape of costs, and potentials, by POT; None if it reports failure.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
+    """Optimal flow, of the shape of costs, potentials, and the scale of the costs that were looked
+    at; None if POT reports failure.
 
     The costs are those of `arcs`, or a matrix. They are cut at a cap if no expensive one is used:
     an entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
@@ -196,42 +210,52 @@ def _network_simplex(
     """
     sample = np.sort(costs.ravel()[sample_places(costs.size)])
     sample = sample[sample > 0]
-    cap = CAP * float(sample[len(sample) // 2]) if len(sample) else math.inf
+    median = float(sample[len(sample) // 2]) if len(sample) else math.inf
     low, high = float(costs.min()), float(costs.max())
-    for limit in (cap, math.inf) if high > cap else (math.inf,):
-        scale = max(min(high, limit), -low) or 1.0
+    for limit in (*(cap * median for cap in CAPS if cap * median < high), math.inf):
+        scale = 2.0 ** math.frexp(max(min(high, limit), -low))[1]  # whole costs stay whole
         table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
-        if arcs is not None:
-            shape = len(a), len(b)
-            table = scipy.sparse.coo_matrix((table, (arcs.rows, arcs.columns)), shape=shape)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the result code says the same
-            plan, log = ot.emd(
-                a, b, table, 2**31 - 1, log=True, center_dual=False, check_marginals=False
-            )
-        if log["result_code"] == OPTIMAL:
-            flow = plan if arcs is None else arcs.spread(len(b), plan.row, plan.col, plan.data)
-            if limit == math.inf or not flow[costs > limit].any():
-                return flow, scale * log["u"], scale * log["v"]
+        solved, flow, u, v = _emd(a, b, table, arcs)
+        if solved and (limit == math.inf or not flow[costs > limit].any()):
+            return flow, scale * u, scale * v, scale
     return None
 
 
-def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, bool]:
-    """The flow of a small problem, by POT's dense network simplex."""
-    C, mass_a, mass_b = (x.cpu().numpy() for x in (cost.block(slice(None)), a, b))
-    optimal = True
+def _emd(
+    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None
+) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
+    """Whether POT's network simplex solved it, the flow, and potentials.
+
+    It is called below `ot.emd`, whose warnings would pass through the process's filters. It drops
+    masses below 1e-15, so that larger units keep more.
+    """
+    a, b = UNIT * a, UNIT * (b * (a.sum() / b.sum()))
+    if arcs is None:
+        flow, _, u, v, code = emd_wrap.emd_c(a, b, costs, ITERATIONS, 1)
+    else:
+        ends = (x.astype(np.uint64) for x in (arcs.rows, arcs.columns))
+        rows, columns, mass, _, u, v, code = emd_wrap.emd_c_sparse(a, b, *ends, costs, ITERATIONS)
+        flow = arcs.spread(len(b), rows, columns, mass)
+    return code == OPTIMAL, flow / UNIT, u, v
+
+
+def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, float | None]:
+    """As :func:`_generate` for a small problem, by POT's dense network simplex."""
+    C, mass_a, mass_b = (np.ascontiguousarray(x.cpu()) for x in (cost.block(slice(None)), a, b))
+    scale = 0.0
     if 1 in C.shape:  # one plan only
-        plan, g = np.outer(mass_a, mass_b), C[0] if len(C) == 1 else np.zeros(1)
+        plan = (mass_a[:, None] if len(C) > 1 else mass_b[None]).copy()
+        g = C[0] if len(C) == 1 else np.zeros(1)
     elif found := _network_simplex(mass_a, mass_b, C - C.min()):
-        plan, _, g = found
+        plan, _, g, scale = found
     else:
         rows, columns, mass = north_west(mass_a, mass_b)
-        plan, g, optimal = np.zeros(C.shape), np.zeros(len(mass_b)), False
+        plan, g, scale = np.zeros(C.shape), np.zeros(len(mass_b)), None
         plan[rows, columns] = mass
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     f = np.subtract(C, g, out=plan).min(1)  # `row_minima` costs a batch of these 5 % of its time
-    return arcs, _tensor(f, a.device), _tensor(g, a.device), optimal
+    return arcs, _tensor(f, a.device), _tensor(g, a.device), scale
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:

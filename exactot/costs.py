@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ipot import EPS
+from ipot import EPS, power_of_two
 
 # benchmarks/memory.py and benchmarks/solvers.py chose these.
 FEW = 4  # dimensions up to which squared distances are sums of differences
@@ -37,6 +37,7 @@ class Rows:
     shape: tuple[int, int]
     device: torch.device
     error: float = 0.0  # what an entry may be off by
+    rounding: float = 0.0  # likewise, relative to the entry
     _scratch: Tensor | None = None
 
     def block(self, rows: slice) -> Tensor:
@@ -141,8 +142,20 @@ def _cityblock(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _unit(difference: Tensor) -> Tensor:
-    norm = difference.norm(dim=1, keepdim=True)
-    return difference / torch.where(norm > 0, norm, 1.0)
+    largest = difference.abs().amax(1, keepdim=True)  # its square need not be representable
+    difference = difference / torch.where(largest > 0, largest, 1.0)
+    return difference / difference.norm(dim=1, keepdim=True).clamp_min(1.0)
+
+
+def extent(z: Tensor) -> Tensor:
+    """Half of the widest range of the points (n, d) along an axis, float64."""
+    return (z.amax(0).double() / 2 - z.amin(0).double() / 2).amax()
+
+
+def point_scale(extent: Tensor) -> Tensor:
+    """A power of two by which points are divided; 1 where their extent is usual."""
+    usual = (extent == 0) | ((extent > 2.0**-20) & (extent < 2.0**20))
+    return power_of_two(torch.where(usual, 1.0, extent))
 
 
 METRICS = {"sqeuclidean": squared_distances, "euclidean": _euclidean, "cityblock": _cityblock}
@@ -176,20 +189,29 @@ class Metric:
             raise ValueError(f"metric must give a tensor of shape {(len(x), len(y))}; got {got}")
         return C.to(x.dtype)
 
-    def rounding(self, d: int) -> float:
-        """Relative error of a cost in d dimensions."""
-        return (d + 4) * EPS if self.name else 0.0
+    @property
+    def degree(self) -> int:
+        """The power of the points' scale by which a named cost grows."""
+        return 2 if self.name == "sqeuclidean" else 1
+
+    def rounding(self, x: Tensor) -> float:
+        """Relative error of a cost between points like x: a callable computes in their dtype, and
+        its products of matrices may be rounded otherwise from one block to the next."""
+        return (x.shape[-1] + 4) * EPS if self.name else 4 * torch.finfo(x.dtype).eps
 
 
 class CloudRows(Rows):
-    """The cost between two clouds, (n, d) and (m, d), computed whenever it is read."""
+    """The cost between two clouds, (n, d) and (m, d), computed whenever it is read.
 
-    def __init__(self, X: Tensor, Y: Tensor, metric: Metric):
-        self.X, self.Y, self.metric = X, Y, metric
+    `scale` is a power of two: what the points are divided by, or the cost of a callable, which sees
+    the clouds as they are.
+    """
+
+    def __init__(self, X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0):
+        self.X, self.Y, self.metric, self.scale = X, Y, metric, scale
         self.shape, self.device = (len(X), len(Y)), X.device
-        # A callable sees the clouds in their own dtype.
-        self.x, self.y = (X.double(), Y.double()) if metric.name else (X, Y)
-        self.squared = None
+        self.x, self.y = (Z.double() / scale if metric.name else Z for Z in (X, Y))
+        self.rounding, self.squared = metric.rounding(X), None
         if metric.name == "sqeuclidean":
             self.squared = SquaredDistances(self.x, self.y)
             self.error = self.squared.error
@@ -198,7 +220,8 @@ class CloudRows(Rows):
     def block(self, rows: slice) -> Tensor:
         if self.squared is None:
             with torch.no_grad():
-                return self.metric(self.x[rows], self.y).double()
+                C = self.metric(self.x[rows], self.y).double()
+            return C if self.metric.name else C / self.scale
         count = len(range(*rows.indices(self.shape[0])))
         if self._block is None or self._block.shape[1] < count:
             self._block = self.x.new_empty(2, count, self.shape[1])
@@ -206,10 +229,10 @@ class CloudRows(Rows):
 
     def along(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The squared distances of some pairs, (k,), by differences: without `error`."""
-        return (self.X.double()[rows] - self.Y.double()[columns]).square().sum(1)
+        return (self.x[rows] - self.y[columns]).square().sum(1)
 
     def _part(self, rows: Tensor, columns: Tensor) -> "CloudRows":
-        return CloudRows(self.X[rows], self.Y[columns], self.metric)
+        return CloudRows(self.X[rows], self.Y[columns], self.metric, self.scale)
 
     def span(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest cost; refuses NaN and inf."""
@@ -222,4 +245,4 @@ class CloudRows(Rows):
     def ends(self) -> "CloudRows":
         """Between the first and last points on a line only: the largest cost is among these."""
         x, y = (torch.stack((Z.amin(0), Z.amax(0))) for Z in (self.X, self.Y))
-        return CloudRows(x, y, self.metric)
+        return CloudRows(x, y, self.metric, self.scale)

@@ -10,7 +10,6 @@ mean of where the plans send it,
 The value never grows. What is found is a local minimum, which depends on the start.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exactot.costs import extent, point_scale
 from exactot.solve import check_points, solve_sample
 from ipot import (
     Array,
     as_tensors,
+    brief,
     check_count,
-    check_mass,
+    mass_tolerance,
+    read_mass,
     read_number,
     read_shares,
     without_autocast,
@@ -114,6 +116,8 @@ def free_support_barycenter(
         X_list, n_points, a_list, b, weights, init, seed
     )
     everything = torch.cat(clouds).double()
+    scale = float(point_scale(extent(everything)))
+    everything, clouds, X = everything / scale, [x / scale for x in clouds], X / scale
     spread = float((everything - everything.mean(0)).square().sum(1).mean())
     rates = b.double() / b.double().sum()
     for n_iter in range(max_iter + 1):
@@ -128,7 +132,7 @@ def free_support_barycenter(
         if converged or n_iter == max_iter:
             break
         X = target.to(X.dtype)
-    return PointBarycenter(give_back(X), give_back(value), n_iter, converged)
+    return PointBarycenter(give_back(X * scale), give_back(value * scale**2), n_iter, converged)
 
 
 def _read(
@@ -151,7 +155,8 @@ def _read(
         raise ValueError("give n_points, or the points to start from as init")
     named = {f"X_list[{k}]": X for k, X in enumerate(X_list)}
     named |= {f"a_list[{k}]": a for k, a in enumerate(a_list)}
-    tensors, give_back = as_tensors(**named, b=b, weights=weights, init=init)
+    free = (*(f"a_list[{k}]" for k in range(count)), "b", "weights")
+    tensors, give_back = as_tensors(free, **named, b=b, weights=weights, init=init)
     tensors = [x if x is None else x.detach() for x in tensors]
     clouds, masses, (b, weights, init) = tensors[:count], tensors[count:-3], tensors[-3:]
     for k, X in enumerate(clouds):
@@ -162,11 +167,13 @@ def _read(
             )
         check_points(f"X_list[{k}]", X)
         if masses[k] is None:
-            masses[k] = X.new_full((len(X),), 1 / len(X))
+            masses[k] = torch.full_like(X[:, 0], 1 / len(X), dtype=torch.float64)
         elif masses[k].shape != (len(X),):
             got = tuple(masses[k].shape)
             raise ValueError(f"a_list[{k}] must have shape ({len(X)},); got {got}")
-        check_mass(f"a_list[{k}]", masses[k])
+    tolerance = mass_tolerance(*clouds, *masses, b)
+    read = [read_mass(f"a_list[{k}]", mass) for k, mass in enumerate(masses)]
+    masses = [mass * unit for mass, unit in read]
     if init is None:
         init = _drawn(clouds, masses, n_points, seed)
     elif init.ndim != 2 or init.shape[1] != clouds[0].shape[1] or n_points not in (None, len(init)):
@@ -176,15 +183,15 @@ def _read(
     if not bool(init.isfinite().all()):
         raise ValueError("init must be finite; got NaN or inf")
     if b is None:
-        b = init.new_full((len(init),), 1 / len(init)) * masses[0].sum()
+        b = torch.full_like(init[:, 0], 1 / len(init), dtype=torch.float64) * masses[0].sum()
     if b.shape != (len(init),) or not bool(((b > 0) & b.isfinite()).all()):
         wanted = f"{len(init)} entries, all positive and finite"
         raise ValueError(f"b must have {wanted}; got {b.tolist()}")
-    expected = float(masses[0].sum())
+    expected = masses[0].sum()
     for name, mass in (("b", b), *((f"a_list[{k}]", a) for k, a in enumerate(masses))):
-        if not math.isclose(float(mass.sum()), expected, rel_tol=1e-6):
-            wanted = f"the mass of a_list[0], {expected:.9g}"
-            raise ValueError(f"{name} must have {wanted}; got {float(mass.sum()):.9g}")
+        if not bool((mass.double().sum() - expected).abs() <= tolerance * expected):
+            wanted = f"the mass of a_list[0], {brief(expected)}"
+            raise ValueError(f"{name} must have {wanted}; got {brief(mass.double().sum())}")
     shares = read_shares(weights, count, clouds[0].device)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exactot.costs import row_slices, squared_distances
-from ipot import EPS, read_number
+from exactot.costs import point_scale, row_slices, squared_distances
+from ipot import EPS, TYPICAL, read_number, sample_places
 
 # float64 sets these; benchmarks/barycenters.py shows their time.
 LIMIT = 600.0  # spread of the exponents in a block: no entry of its kernel underflows
@@ -106,6 +106,7 @@ class GridCost:
         self.lowest = sum(float(C.amin()) for C in costs)
         highest = sum(float(C.amax()) for C in costs)
         self.span, self.largest = highest - self.lowest, max(abs(highest), abs(self.lowest))
+        self.usual = sum(map(_usual_range, costs))  # the span, if no few huge costs set it
 
     def log_product(
         self, x: Tensor, s: float, transposed: bool = False, weighted: int | None = None
@@ -157,10 +158,18 @@ class GridCost:
         return total + 64 * EPS * self.largest
 
 
+def _usual_range(C: Tensor) -> float:
+    """The range of a cost, or TYPICAL times the median of it less the least of its row."""
+    reduced = C - C.amin(1, keepdim=True)
+    typical = TYPICAL * float(reduced.ravel()[sample_places(C.numel())].median())
+    span = float(C.amax() - C.amin())
+    return min(span, typical or span) or 1.0
+
+
 def squared_distances_on(
     grid: float | tuple[float, ...], sizes: tuple[int, ...], device
-) -> GridCost:
-    """The squared distances on a grid with these spacings and numbers of bins.
+) -> tuple[GridCost, Tensor]:
+    """The squared distances on a grid with these spacings and numbers of bins, and their unit ().
 
     Raises
     ------
@@ -173,11 +182,15 @@ def squared_distances_on(
             f"grid must be one spacing or one for each of A's {len(sizes)} axes before the last; "
             f"got {len(spacing)}"
         )
+    spacing = [read_number("grid", h) for h in spacing]
+    if not min(spacing) > 0:
+        raise ValueError(f"grid must have positive, finite spacings; got {min(spacing):g}")
+    largest = max(h * n for h, n in zip(spacing, sizes))
+    if not largest < math.inf:
+        raise ValueError("grid must have a finite extent; the spacing times the bins overflows")
+    scale = point_scale(torch.tensor(largest, dtype=torch.float64, device=device))
     costs = []
     for h, n in zip(spacing, sizes):
-        h = read_number("grid", h)
-        if not 0 < h * n < 1e100:
-            raise ValueError(f"grid must have positive, finite spacings; got {h:g}")
-        x = h * torch.arange(n, dtype=torch.float64, device=device)
+        x = (h / scale) * torch.arange(n, dtype=torch.float64, device=device)
         costs.append(squared_distances(x[:, None], x[:, None]))
-    return GridCost(costs, symmetric=True)
+    return GridCost(costs, symmetric=True), scale**2

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from exactot.costs import CloudRows, row_slices
+from exactot.forest import settle
 from exactot.plans import Flow
 from ipot import EPS
 
@@ -26,20 +27,20 @@ def north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     Returns the rows, columns and masses of n + m - 1 arcs, each one step down or right of the last.
     They are feasible for all weights.
     """
-    a, b = np.cumsum(a), np.cumsum(b)
+    a, b = np.cumsum(a, dtype=np.longdouble), np.cumsum(b, dtype=np.longdouble)
     ends = np.concatenate((a[:-1] / a[-1], b[:-1] / b[-1]))
     order = np.argsort(ends, kind="stable")
     down = np.concatenate(([0], order < len(a) - 1))
     rows = np.cumsum(down)
     columns = np.arange(len(rows)) - rows
-    mass = np.diff(ends[order], prepend=0.0, append=1.0)
-    return rows, columns, mass
+    mass = a[-1] * np.diff(ends[order], prepend=0.0, append=1.0)
+    return rows, columns, mass.astype(float)
 
 
 def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     """The optimal flow between points on a line, for a named metric."""
-    x, order_x = cost.X.double().ravel().sort(stable=True)
-    y, order_y = cost.Y.double().ravel().sort(stable=True)
+    x, order_x = cost.x.ravel().sort(stable=True)
+    y, order_y = cost.y.ravel().sort(stable=True)
     rows, columns, mass = north_west(a[order_x].cpu().numpy(), b[order_y].cpu().numpy())
     power = 2 if cost.metric.name == "sqeuclidean" else 1
     along = np.abs(x.cpu().numpy()[rows] - y.cpu().numpy()[columns]) ** power
@@ -51,17 +52,10 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     f = f - 8 * EPS * (np.abs(f).max() + np.abs(g).max() + span)
     f, g = (torch.from_numpy(z.astype(float)).to(a.device) for z in (f, g))
     rows, columns = order_x.cpu().numpy()[rows], order_y.cpu().numpy()[columns]
-    by_rows = np.lexsort((columns, rows))
-    by_rows = by_rows[mass[by_rows] > 0]
-    return Flow(
-        rows=rows[by_rows],
-        columns=columns[by_rows],
-        mass=mass[by_rows],
-        cost=float((mass * along).sum()),
-        f=torch.empty_like(f).index_copy(0, order_x, f),
-        g=torch.empty_like(g).index_copy(0, order_y, g),
-        optimal=True,
-    )
+    f = torch.empty_like(f).index_copy(0, order_x, f)
+    g = torch.empty_like(g).index_copy(0, order_y, g)
+    arcs = settle(cost, (rows, columns, mass, along), a, b, f, g)
+    return Flow(*arcs, f, g, tolerance=0.0)
 
 
 def is_monge(C: torch.Tensor) -> bool:

@@ -19,15 +19,17 @@ from exactot.solve import solve
 
 # benchmarks/barycenters.py, which has the time of `exact`, chose these.
 ARCS = 6  # of each row and column that a round may take
-TOLERANCE = 1e-9  # of reduced costs, relative to the cost's range
+TOLERANCE = 1e-9  # of reduced costs, in units of a usual cost
+LARGEST = 1e6  # cost that is told from a larger one
 
 
 def solve_barycenter(
-    C: np.ndarray, p: np.ndarray, weights: np.ndarray, q: np.ndarray, f: np.ndarray
+    C: np.ndarray, unit: float, p: np.ndarray, weights: np.ndarray, q: np.ndarray, f: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """An optimal q (n,) and potentials f (K, n), from near-optimal ones.
 
-    C (n, n) is the cost, p (K, n) the inputs, and weights (K,) sum to 1.
+    C (n, n) is the cost, of which `unit` is a usual one, p (K, n) the inputs, and weights (K,) sum
+    to 1.
 
     Raises
     ------
@@ -35,9 +37,9 @@ def solve_barycenter(
         If HiGHS fails.
     """
     n = len(C)
-    span = float(C.max() - C.min()) or 1.0
-    C = (C - C.min()) / span
-    f, used = f / span, np.flatnonzero(weights)
+    # HiGHS keeps the digits of usual costs if none is much larger.
+    C = np.minimum((C - C.min()) / unit, LARGEST)
+    f, used = f / unit, np.flatnonzero(weights)
     arcs = []
     for k in used:
         reduced = C - f[k][:, None]
@@ -53,7 +55,7 @@ def solve_barycenter(
             wrong = np.setdiff1d(np.intersect1d(wrong, _least_arcs(reduced)), arcs[i])
             arcs[i], fresh = np.union1d(arcs[i], wrong), fresh or len(wrong) > 0
         if not fresh:
-            return q, f * span
+            return q, f * unit
 
 
 def _least_arcs(reduced: np.ndarray) -> np.ndarray:

@@ -29,19 +29,25 @@ class Flow:
 
     rows: np.ndarray  # int64; the arcs are in row-major order
     columns: np.ndarray  # int64
-    mass: np.ndarray  # float64, of sum 1
-    cost: float  # of the plan
+    mass: np.ndarray  # float64
+    costs: np.ndarray  # float64: of a unit of mass on each arc
     f: Tensor  # (n,), float64: feasible with g but for its rounding
     g: Tensor  # (m,), float64
-    optimal: bool  # whether no arc is left that could improve the plan
+    tolerance: float  # what an arc could improve the plan by, per mass; inf if that is not known
     sweeps: int = 0  # of the annealing
 
+    @property
+    def cost(self) -> tuple[float, float]:
+        """<P, C> and <P, |C|>."""
+        terms = self.mass.astype(np.longdouble) * self.costs
+        return float(terms.sum()), float(abs(terms).sum())
+
     def plan(
-        self, shape: tuple[int, int], mass: float, give_back: Callable[[Tensor], Array]
+        self, shape: tuple[int, int], unit: float, give_back: Callable[[Tensor], Array]
     ) -> scipy.sparse.coo_array | Tensor:
-        """The plan (n, m), of this mass, in the caller's dtype and kind: a SciPy COO array for
-        NumPy, a sparse COO tensor for torch."""
-        values = give_back(torch.from_numpy(mass * self.mass).to(self.g.device))
+        """The plan (n, m), its masses in this unit, in the caller's dtype and kind: a SciPy COO
+        array for NumPy, a sparse COO tensor for torch."""
+        values = give_back(torch.from_numpy(unit * self.mass).to(self.g.device))
         if isinstance(values, np.ndarray):
             return scipy.sparse.coo_array((values, (self.rows, self.columns)), shape=shape)
         options = {"check_invariants": False, "is_coalesced": True, "device": values.device}

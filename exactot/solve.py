@@ -9,7 +9,8 @@ The proof. The flow's cost bounds W from above. The flow's potentials bound it f
 caller's dtype.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -17,17 +18,21 @@ import torch
 from torch import Tensor
 
 from exactot.columns import solve_flow
-from exactot.costs import CloudRows, MatrixRows, Metric, Rows
+from exactot.costs import CloudRows, MatrixRows, Metric, Rows, extent, point_scale
+from exactot.forest import marginal_errors
 from exactot.line import sorted_flow
 from exactot.plans import ExactTransport, Flow, dense, point_gradients
 from ipot import (
+    EPS,
+    STEP,
     Array,
     Problem,
     as_tensors,
     certified,
+    cost_unit,
     dual_value,
     next_below,
-    proximal_step,
+    power_of_two,
     read_batch,
     read_number,
     read_problem,
@@ -153,19 +158,14 @@ def solve_sample(
     25.000000
     """
     tol, metric = read_number("tol", tol), Metric(metric)
-    inputs, give_back = as_tensors(X_a=X_a, X_b=X_b, a=a, b=b)
+    inputs, give_back = as_tensors(("a", "b"), X_a=X_a, X_b=X_b, a=a, b=b)
     batch = _read_batch_of_clouds(*inputs)
     x, y = (X.detach().expand(*batch, *X.shape[-2:]) for X in inputs[:2])
     line = bool(metric.name) and x.shape[-1] == 1
-
-    def costs() -> Iterator[CloudRows]:
-        return (CloudRows(x[k], y[k], metric) for k in np.ndindex(batch))
-
-    problem = _read_clouds(costs(), batch, inputs, give_back, line)
-    flows, (f, g, value, bound) = _solve_flows(problem, costs(), tol, line)
-    # A named metric's cost is computed in float64, to a few roundings.
-    rounding = metric.rounding(x.shape[-1])
-    value, bound = value + rounding * value.abs(), bound - rounding * bound.abs()
+    problem, scales = _read_clouds(x, y, metric, batch, inputs, give_back, line)
+    pairs = zip(np.ndindex(batch), scales)
+    costs = (CloudRows(x[k], y[k], metric, scale) for k, scale in pairs)
+    flows, bounds = _solve_flows(problem, costs, tol, line)
 
     def of_points() -> tuple[Tensor | None, Tensor | None]:
         if not any(X.requires_grad for X in inputs[:2]):
@@ -176,36 +176,66 @@ def solve_sample(
         ]
         return tuple(torch.stack(z).reshape(like.shape) for z, like in zip(zip(*each), (x, y)))
 
-    return _transport(problem, flows, f, g, value, bound, tol, of_points)
+    return _transport(problem, flows, *bounds, tol, of_points)
 
 
 def _solve_flows(
     problem: Problem, costs: Iterable[Rows], tol: float, line: bool = False
-) -> tuple[list[Flow], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """A flow for each problem of the batch, and f, g and the two bounds that they prove."""
+) -> tuple[list[Flow], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """A flow for each problem of the batch; f, g, the two bounds that they prove, and the gap that
+    rounding explains."""
     batch, device = problem.mass.shape, problem.mass.device
-    first = proximal_step(None, problem.low, problem.high)[..., 0]  # temperature
+    spread = problem.high - problem.low
+    first = STEP * torch.where(spread > 0, spread, 1.0)  # temperature
     flows, parts = [], []
     for k, cost in zip(np.ndindex(batch), costs):
         # Points without mass have no say: only their own potentials depend on them.
         rows, columns = problem.a[k].nonzero().ravel(), problem.b[k].nonzero().ravel()
         part, a, b = cost.restricted(rows, columns), problem.a[k][rows], problem.b[k][columns]
         flow = sorted_flow(part, a, b) if line else solve_flow(part, a, b, float(first[k]), tol)
-        f, g = _below(flow.f, problem.dtype), -round_up(-flow.g, problem.dtype)
-        bound = float(dual_value(f, g, a, b)) - part.error
-        value = flow.cost
-        if part.error:
-            value = float(torch.from_numpy(flow.mass).to(device) @ part.along(*flow.indices()))
+        f, g, *bounds = _proof(part, flow, a, b, problem.dtype)
         if part is not cost:
             f, g = _extended(cost, rows, columns, f, g)
             rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
             flow = replace(flow, rows=rows[flow.rows], columns=columns[flow.columns])
         flows.append(flow)
-        parts.append((f, g, value, bound))
-    f, g, *numbers = zip(*parts)
+        parts.append((f, g, *bounds))
+    f, g, *bounds = zip(*parts)
     f, g = (torch.stack(x).reshape(*batch, -1) for x in (f, g))
-    value, bound = (torch.tensor(x, dtype=torch.float64, device=device) for x in numbers)
-    return flows, (f, g, value.reshape(batch), bound.reshape(batch))
+    bounds = (torch.tensor(x, dtype=torch.float64, device=device).reshape(batch) for x in bounds)
+    return flows, (f, g, *bounds)
+
+
+def _proof(
+    cost: Rows, flow: Flow, a: Tensor, b: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, float, float, float]:
+    """Feasible potentials of a flow in dtype, its bounds, and the gap that rounding explains."""
+    f, g = _centred(flow.f, flow.g, a, b)
+    f, g = _lowered(cost, f, dtype), _lowered(cost, g, dtype)
+    bound, dual_size = (float(x) for x in dual_value(f, g, a, b))
+    if cost.error:  # the arcs in use are few enough to compute their costs by differences
+        along = cost.along(*flow.indices()).cpu().numpy()
+        flow = replace(flow, costs=along)
+    value, size = flow.cost
+    # The marginals' rounding costs its mass times the potentials.
+    errors = marginal_errors(flow.rows, flow.columns, flow.mass, *(x.cpu().numpy() for x in (a, b)))
+    margin = sum(float(error @ x.abs().double().cpu().numpy()) for error, x in zip(errors, (f, g)))
+    margin += (EPS + cost.rounding) * size
+    info = torch.finfo(dtype)
+    rounding = 2 * (margin + cost.error * float(a.sum()) + cost.rounding * dual_size)
+    rounding += 4 * info.eps * (size + dual_size) + info.tiny
+    if flow.tolerance < math.inf:  # no gap but for the simplex's tolerance
+        rounding += 1e-9 * size + 4 * flow.tolerance
+    return f, g, value + margin, bound, rounding
+
+
+def _centred(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The potentials, moved against each other where large means cancel: digits are lost there."""
+    shift = 0.5 * (a @ f - b @ g) / a.sum()
+    safe = shift + 2 * EPS * shift.abs(), shift - 2 * EPS * shift.abs()
+    moved = f - safe[0], g + safe[1]
+    before, after = (a @ x.abs() + b @ y.abs() for x, y in ((f, g), moved))
+    return moved if bool(after < before / 4) else (f, g)
 
 
 def _extended(
@@ -214,13 +244,14 @@ def _extended(
     """Feasible potentials of some rows and columns, and the largest that these allow the others."""
     everywhere = torch.arange(cost.shape[0], device=f.device)
     least = cost.restricted(everywhere, columns).row_minima(g.double())
-    f = _below(least, f.dtype).index_copy(0, rows, f)
-    return f, _below(cost.column_minima(f.double()), g.dtype).index_copy(0, columns, g)
+    f = _lowered(cost, least, f.dtype).index_copy(0, rows, f)
+    least = cost.column_minima(f.double())
+    return f, _lowered(cost, least, g.dtype).index_copy(0, columns, g)
 
 
-def _below(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The float64 tensor x in dtype, smaller by a rounding at least."""
-    return -round_up(-next_below(x), dtype)
+def _lowered(cost: Rows, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float64 potential in dtype, smaller by what rounding may have added to costs and to it."""
+    return -round_up(-next_below(x - cost.error / 2 - cost.rounding * x.abs()), dtype)
 
 
 def _transport(
@@ -230,71 +261,81 @@ def _transport(
     g: Tensor,
     value: Tensor,
     bound: Tensor,
+    rounding: Tensor,
     tol: float,
     of_points: Callable[[], tuple] | None = None,
 ) -> ExactTransport:
     """The answer. `of_points` makes the gradients in the points, where clouds were given."""
     batch, shape = problem.mass.shape, (problem.a.shape[-1], problem.b.shape[-1])
-    masses = problem.mass.ravel().tolist()
-    plans = [flow.plan(shape, mass, problem.give_back) for flow, mass in zip(flows, masses)]
-    # Up to the rounding of the simplex's potentials an optimal flow has no gap.
-    optimal = torch.tensor([flow.optimal for flow in flows], device=f.device).reshape(batch)
-    allowed = optimal * 1e-9 * (value.abs() + problem.largest)
+    units = problem.mass.ravel().tolist()
+    plans = [flow.plan(shape, unit, problem.give_back) for flow, unit in zip(flows, units)]
 
     def gradients() -> tuple[Tensor | None, ...]:
+        weights = problem.in_weights(f, g)
         if of_points is not None:
-            return *of_points(), f, g
-        return dense(plans, batch) if problem.inputs[0].requires_grad else None, f, g
+            return *of_points(), *weights
+        return dense(plans, batch) if problem.inputs[0].requires_grad else None, *weights
 
+    sweeps = max(flow.sweeps for flow in flows)
     return ExactTransport(
         sparse_plan=plans if batch else plans[0],
-        **certified(
-            problem,
-            value,
-            bound,
-            (f, g),
-            gradients,
-            n_iter=max(x.sweeps for x in flows),
-            tol=tol,
-            allowed=allowed,
-        ),
+        **certified(problem, f, g, value, bound, rounding, gradients, n_iter=sweeps, tol=tol),
     )
 
 
 def _read_clouds(
-    costs: Iterable[CloudRows],
+    x: Tensor,
+    y: Tensor,
+    metric: Metric,
     batch: tuple[int, ...],
     inputs: list[Tensor | None],
     give_back: Callable[[Tensor], Array],
     line: bool,
-) -> Problem:
+) -> tuple[Problem, list[float]]:
+    """The problem between clouds x (*batch, n, d) and y, and the scale of each pair of them."""
     X_a, X_b, *weights = inputs
     sizes, against = (X_a.shape[-2], X_b.shape[-2]), f"X_a {tuple(X_a.shape)}"
     against += f" and X_b {tuple(X_b.shape)}"
-    (a, b), (mass, _) = read_weights(weights, sizes, ("a", "b"), against, X_a)
+    a, b, mass = read_weights(weights, sizes, ("a", "b"), against, X_a)
     a, b, mass = a.expand(*batch, -1), b.expand(*batch, -1), mass.expand(batch)
-    spans = []
-    for k, cost in zip(np.ndindex(batch), costs):
+    scales, spans = [], []
+    for k in np.ndindex(batch):
         rows, columns = a[k].nonzero().ravel(), b[k].nonzero().ravel()
-        part = cost.restricted(rows, columns)
-        spans.append((part.ends() if line else part).span())
-    low, high = (torch.stack(x).reshape(batch) for x in zip(*spans))
-    return Problem(a, b, mass, low, high, X_a.dtype, tuple(inputs), give_back)
+        scale = _scale(x[k], y[k], rows, columns) if metric.name else 1.0
+        part = CloudRows(x[k], y[k], metric, scale).restricted(rows, columns)
+        span = torch.stack((part.ends() if line else part).span())
+        if not metric.name:
+            scale = float(cost_unit(*span))
+            span = span / scale
+        scales.append(scale)
+        spans.append(span)
+    low, high = torch.stack(spans, -1).reshape(2, *batch)
+    unit = torch.tensor(scales, dtype=torch.float64, device=x.device).reshape(batch)
+    unit = unit**metric.degree
+    return Problem(a, b, mass, unit, low, high, X_a.dtype, tuple(inputs), give_back), scales
+
+
+def _scale(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> float:
+    """A power of two near the extent of the points that have mass; 1 where it is usual."""
+
+    scale = point_scale(extent(torch.cat((x[rows], y[columns]))))
+    # Squared distances of the others must not overflow.
+    least = power_of_two(extent(torch.cat((x, y))).clamp_min(1e-300)) / 2.0**400
+    return float(torch.maximum(scale, least))
 
 
 def check_points(name: str, X: Tensor | None) -> None:
     """Refuse what is no cloud (..., n, d) of finite points."""
     if X is None:
         raise TypeError(f"{name} must be an array of shape (..., n, d); got None")
+    if X.ndim == 1:
+        raise ValueError(f"{name} has one dimension; write {name}[:, None] for points on a line")
     if X.ndim < 2 or X.numel() == 0:
         wanted = "(..., n, d) with n, d >= 1"
         raise ValueError(f"{name} must have shape {wanted}; got {tuple(X.shape)}")
     if not bool(X.isfinite().all()):
         bad = int((~X.isfinite()).sum())
         raise ValueError(f"{name} must be finite; {bad} of {X.numel()} entries are NaN or inf")
-    limit = torch.finfo(X.dtype).max ** 0.5 / 1e8  # its square, and steps, still fit
-    if not bool((X.abs() < limit).all()):
-        raise ValueError(f"{name} must be below {limit:.3g} in size, for its dtype {X.dtype}")
 
 
 def _read_batch_of_clouds(

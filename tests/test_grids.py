@@ -36,10 +36,12 @@ def test_products_and_c_transforms_are_those_of_the_matrix(seed, shape, s, trans
 
 
 def test_squared_distances_on_a_grid():
-    cost = squared_distances_on((0.5, 2.0), (3, 4), "cpu")
+    cost, unit = squared_distances_on((0.5, 2.0), (3, 4), "cpu")
     points = np.stack(np.mgrid[:3, :4], -1).reshape(-1, 2) * [0.5, 2.0]
     np.testing.assert_allclose(cost.matrix(), ot.dist(points), atol=1e-14)
-    assert cost.span == pytest.approx(1 + 36) and cost.lowest == 0
+    assert cost.span == pytest.approx(1 + 36) and cost.lowest == 0 and unit == 1
+    small, unit = squared_distances_on((0.5e-100, 2e-100), (3, 4), "cpu")
+    np.testing.assert_allclose(unit * small.matrix(), 1e-200 * cost.matrix(), rtol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(40,), (5, 8), (3, 4, 3)])
@@ -79,5 +81,5 @@ def test_no_matrix_between_the_bins_of_a_grid():
 
 
 def test_a_grid_too_large_for_its_dtype():
-    with pytest.raises(ValueError, match=r"grid is too large for torch.float32"):
+    with pytest.raises(ValueError, match=r"costs must not overflow torch.float32"):
         barycenter(np.ones((4, 5, 3), np.float32), grid=1e20)

@@ -290,10 +290,8 @@ def test_gradient_is_the_envelope_and_matches_finite_differences():
         slope = 3 * (at[0] - at[1]) / (2 * step)
         ours = float((tensors[index].grad.numpy() * direction).sum())
         assert ours == pytest.approx(slope, rel=1e-5, abs=1e-7)
-    both = 1 + 1e-6  # more mass on both sides: W is homogeneous
-    slope = (exact_value(M, a * both, b * both) - exact_value(M, a, b)) / 1e-6
-    ours = float(a @ tensors[1].grad.numpy() + b @ tensors[2].grad.numpy()) / 3
-    assert ours == pytest.approx(slope, rel=1e-5)
+    for x in tensors[1:]:  # a step along them keeps the mass
+        assert abs(float(x.grad.sum())) < 1e-12
     np.testing.assert_allclose(tensors[0].grad.numpy(), 3 * result.plan.numpy(), rtol=1e-12)
 
 
@@ -570,12 +568,11 @@ BAD_PROBLEMS = [
     (M0, np.zeros(3), b0, ValueError, "{a} must have positive mass"),
     (M0, 2 * a0, b0, ValueError, "equal mass .*got 2 and 1"),
     (M0, a0 * (1 + 3e-6), b0, ValueError, "equal mass"),
-    (M0, a0.astype(np.float32), b0, TypeError, "one dtype.*{a} float32"),
     (M0, torch.from_numpy(a0), b0, TypeError, "NumPy and torch"),
     (M0.astype(complex), a0, b0, TypeError, "{M} must be float32 or float64.*complex"),
     (M0.astype(np.float16), None, None, TypeError, "float16"),
     (np.array([["x"] * 4] * 3), a0, b0, TypeError, "{M} must be float32"),
-    (np.full((3, 4), 1e308), a0, b0, ValueError, "{M} must be below 1.8e"),
+    (np.full((3, 4), 1e308), a0, b0, ValueError, "mass times cost.*up to 1e.308"),
     (torch.ones(3, 4).to_sparse(), None, None, TypeError, "{M} must be a dense tensor"),
     (1e200 * M0, 1e200 * a0, 1e200 * b0, ValueError, "mass times cost"),
     ([[1, 2], [3]], None, None, ValueError, "{M} is not a rectangular array"),

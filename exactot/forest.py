@@ -1,0 +1,208 @@
+"""The masses of a plan whose arcs form a forest, to rounding whatever the weights are.
+
+A network simplex adds and subtracts masses of all sizes, so that small ones lose their digits, and
+it drops those below some 1e-15. Its arcs however form a forest, on which the weights determine the
+masses: a leaf has one arc, which carries all of its weight. With the leaves taken off one after
+another, in whole numbers, no digit is lost.
+
+Weights that were rounded balance on a tree of the forest up to their own rounding only, and what is
+left over is spread over the tree's columns. Where more than that is left over, the simplex has
+dropped mass, and the tree is linked to others by the cheapest arc of its heaviest point.
+"""
+
+import heapq
+import math
+
+import numpy as np
+import scipy.sparse
+import torch
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from exactot.costs import Rows
+from ipot import EPS
+
+TOLERANCE = 8 * EPS  # of a point's mass: what a sum of rounded weights may be off by
+ROUNDS = 20  # at most, in each of which arcs that should carry less than nothing go
+
+Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, masses, costs
+
+
+def marginal_errors(
+    rows: np.ndarray, columns: np.ndarray, mass: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the rows' and the columns' sums of masses are off by, (n,) and (m,)."""
+    errors = []
+    for numbers, weights in ((rows, a), (columns, b)):
+        order = np.argsort(numbers, kind="stable")
+        numbers, masses = numbers[order], mass[order].astype(np.longdouble)
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        total = np.zeros(len(weights), np.longdouble)
+        total[numbers[starts]] = np.add.reduceat(masses, starts)
+        errors.append(abs(total - weights).astype(float))
+    return tuple(errors)
+
+
+def settle(cost: Rows, arcs: Arcs, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> Arcs:
+    """The arcs that carry mass, in row-major order, with masses whose marginals are a and b.
+
+    The arcs are a forest; f and g are potentials, by which further arcs are chosen.
+    """
+    weights = a.cpu().numpy(), b.cpu().numpy()
+    rows, columns, mass, costs = arcs
+    errors = marginal_errors(rows, columns, mass, *weights)
+    if any((error > TOLERANCE * w).any() for error, w in zip(errors, weights)):
+        forest = _Forest(cost, rows, columns, costs, *weights, f, g)
+        rows, columns, mass, costs = forest.settled(mass)
+    order = np.lexsort((columns, rows))
+    order = order[mass[order] > 0]
+    return rows[order], columns[order], mass[order], costs[order]
+
+
+class _Forest:
+    """Arcs without a cycle between n rows and m columns; columns are nodes n to n + m - 1."""
+
+    def __init__(self, cost, rows, columns, costs, a, b, f, g):
+        self.cost, self.f, self.g, self.n = cost, f, g, len(a)
+        self.rows, self.columns, self.costs = rows, columns, costs
+        significand, exponent = np.frexp(np.concatenate((a, b)))
+        shifts = (exponent - exponent.min()).tolist()
+        whole = (significand * 2.0**53).astype(np.int64).tolist()
+        self.unit = 53 - int(exponent.min())  # weights are in units of 2^-unit
+        self.weights = [x << shift for x, shift in zip(whole, shifts)]
+
+    def settled(self, mass: np.ndarray) -> Arcs:
+        """Rows, columns, masses and costs; the given masses if that fails."""
+        given = self.rows, self.columns, mass, self.costs
+        for _ in range(ROUNDS):
+            weights = self.balanced()
+            flow = self.eliminated(weights)
+            if flow is None:
+                return given
+            keep = np.array([x > 0 for x in flow])
+            negative = any(x < 0 for x in flow)
+            if not negative:
+                # Division of whole numbers is rounded once.
+                scale = 1 << max(self.unit, 0), 1 << max(-self.unit, 0)
+                masses = np.array([x * scale[1] / scale[0] for x in flow])
+                return self.rows, self.columns, masses, self.costs
+            self.rows, self.columns, self.costs = (
+                x[keep] for x in (self.rows, self.columns, self.costs)
+            )
+        return given
+
+    def balanced(self) -> list[int]:
+        """The weights, changed so that they balance on each tree; links trees where they do not."""
+        label, trees = self.trees()
+        waiting = [(tree.mass, k) for k, tree in trees.items() if tree.is_off()]
+        heapq.heapify(waiting)
+        while waiting:
+            mass, k = heapq.heappop(waiting)
+            if k not in trees or trees[k].mass != mass:
+                continue  # it was linked to another one since
+            other = self.link(k, trees[k].excess > 0, label)
+            if other is None:
+                continue
+            small, large = sorted((k, other), key=lambda t: len(trees[t].nodes))
+            label[trees[small].nodes] = large
+            trees[large].join(trees.pop(small))
+            if trees[large].is_off():
+                heapq.heappush(waiting, (trees[large].mass, large))
+        weights = list(self.weights)
+        for tree in trees.values():
+            self.spread(tree, weights)
+        return weights
+
+    def trees(self) -> tuple[np.ndarray, dict[int, "_Tree"]]:
+        """The tree that each node is in, and the trees."""
+        size = len(self.weights)
+        ends = self.rows, self.columns + self.n
+        graph = scipy.sparse.coo_array((np.ones(len(self.rows)), ends), shape=(size, size))
+        count, label = connected_components(graph, directed=False)
+        trees = {k: _Tree() for k in range(count)}
+        for node, (k, weight) in enumerate(zip(label.tolist(), self.weights)):
+            trees[k].add(node, weight if node < self.n else -weight)
+        return label, trees
+
+    def link(self, k: int, has_excess: bool, label: np.ndarray) -> int | None:
+        """Add the cheapest arc by which the heaviest point of tree k can pass on its excess, or
+        be given what it lacks, and return the tree that it leads to."""
+        inside = np.flatnonzero(label == k)
+        own = inside[inside < self.n] if has_excess else inside[inside >= self.n]
+        node = max(own.tolist(), key=self.weights.__getitem__)
+        if has_excess:
+            costs, outside = self.cost.block(slice(node, node + 1))[0], label[self.n :] != k
+            reduced = costs - self.g
+        else:
+            everywhere = torch.arange(self.n, device=self.f.device)
+            column = torch.tensor([node - self.n], device=self.f.device)
+            part = self.cost.restricted(everywhere, column)
+            costs = torch.cat([C[:, 0] for _, C in part.blocks()])
+            outside, reduced = label[: self.n] != k, costs - self.f
+        if not outside.any():
+            return None
+        reduced = np.where(outside, reduced.cpu().numpy(), math.inf)
+        other = int(reduced.argmin())
+        row, column = (node, other) if has_excess else (other, node - self.n)
+        self.rows, self.columns = np.append(self.rows, row), np.append(self.columns, column)
+        self.costs = np.append(self.costs, float(costs[other]))
+        return int(label[other + (self.n if has_excess else 0)])
+
+    def spread(self, tree: "_Tree", weights: list[int]) -> None:
+        """Add the tree's excess to its columns, in proportion to their weights."""
+        columns = [node for node in tree.nodes if node >= self.n] if tree.excess else []
+        if not columns:
+            return
+        total, left = sum(weights[node] for node in columns), tree.excess
+        for node in columns:
+            share = tree.excess * weights[node] // total
+            weights[node], left = weights[node] + share, left - share
+        weights[max(columns, key=weights.__getitem__)] += left
+
+    def eliminated(self, weights: list[int]) -> list[int] | None:
+        """The flow of each arc, leaf by leaf; None if the arcs have a cycle."""
+        left, tails = list(weights), self.columns + self.n
+        count = len(left)
+        degree = np.bincount(self.rows, minlength=count) + np.bincount(tails, minlength=count)
+        # The exclusive or of a node's arcs is, when one is left, this arc.
+        arc = np.zeros(count, np.int64)
+        numbers = np.arange(len(tails))
+        np.bitwise_xor.at(arc, self.rows, numbers)
+        np.bitwise_xor.at(arc, tails, numbers)
+        both = (self.rows ^ tails).tolist()
+        leaves = np.flatnonzero(degree == 1).tolist()
+        degree, arc, flow = degree.tolist(), arc.tolist(), [None] * len(both)
+        for leaf in leaves:  # grows as it goes
+            if degree[leaf] != 1:
+                continue
+            k = arc[leaf]
+            other = both[k] ^ leaf
+            flow[k] = left[leaf]
+            left[other] -= left[leaf]
+            arc[other] ^= k
+            degree[leaf] = 0
+            degree[other] -= 1
+            if degree[other] == 1:
+                leaves.append(other)
+        return None if None in flow else flow
+
+
+class _Tree:
+    """Nodes of a tree, their mass, and by how much that of the rows exceeds that of the columns."""
+
+    def __init__(self):
+        self.nodes, self.mass, self.excess = [], 0, 0
+
+    def add(self, node: int, signed: int) -> None:
+        self.nodes.append(node)
+        self.mass += abs(signed)
+        self.excess += signed
+
+    def join(self, other: "_Tree") -> None:
+        self.nodes += other.nodes
+        self.mass += other.mass
+        self.excess += other.excess
+
+    def is_off(self) -> bool:
+        """Whether more is left over than rounding explains."""
+        return abs(self.excess) / self.mass > TOLERANCE / 2
