@@ -333,14 +333,15 @@ class Answer:
 
     @cached_property
     def rounding(self) -> Extended:
-        """Of the bounds: 16 roundings of their terms, and what is lost below normal numbers."""
+        """Of the bounds: some of each of their terms, and what is lost below normal numbers."""
         info, (a, b) = np.finfo(self.p.dtype), self.p.weights
         shift = np.median(self.f[a > 0])
         terms = a @ np.abs(self.f - shift) + b @ np.abs(self.g + shift)
         terms = np.minimum(terms, 4 * self.p.span * a.sum())  # potentials need be no larger
         lost = (len(a) + len(b)) * np.maximum(1, a.sum()) * Extended(info.smallest_subnormal)
         error = self.p.error * self.p.span * a.sum()
-        return 16 * Extended(info.eps) * (self.carried + terms) + lost + error
+        eps = 16 * Extended(info.eps) + 64 * Extended(ipot.EPS)  # of the answer, of its sums
+        return eps * (self.carried + terms) + lost + error
 
     @cached_property
     def allowed(self) -> Extended:
