@@ -43,7 +43,7 @@ from torch import Tensor
 
 __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "solve"]
 TOOLKIT = (
-    "Array BarycenterIteration EPS Problem TYPICAL as_tensors brief certified check_count "
+    "Array BarycenterIteration EPS FEW_HUGE Problem as_tensors brief certified check_count "
     "STEP cost_range cost_unit dual_value exp_ extrapolated log64 mass_tolerance next_below "
     "power_of_two read_batch read_mass read_number read_problem read_shares read_weights round_up "
     "sample_places tensor without_autocast"
@@ -52,7 +52,7 @@ TOOLKIT = (
 Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
-TYPICAL = 30  # times the median reduced cost: the largest range that sets a first temperature
+FEW_HUGE = 300  # times a usual reduced cost: what exceeds that does not set the scale
 # Growing steps; benchmarks/steps.py chose these.
 LOOK = 8  # sweeps before steps change for the first time; again after 16, 32 and so on
 GROW, SHRINK = 0.5, 1.0  # cost of rounding, in units of the temperature, at which steps change
@@ -139,9 +139,9 @@ def solve(
         whole batch. A difference of mass within 1e-6 (float32: 1e-4), relative, is made up by
         scaling b.
     beta : float or array of shape (...), optional
-        First proximal step in units of the cost. None takes 0.05 of the cost's range, which works
-        from 1 to 16 dimensions, or of 30 times the median reduced cost if that is less: a few huge
-        costs do not set it. A smaller one is not better within a given number of iterations.
+        First proximal step in units of the cost. None takes 0.05 of the cost's range, to which a
+        few huge costs do not count; this works from 1 to 16 dimensions. A smaller one is not better
+        within a given number of iterations.
     max_iter : int
         Most proximal iterations; exactly as many are run if `tol` is None.
     inner_iter : int
@@ -487,14 +487,17 @@ class _Iteration:
         reduced = (C.double() - self.f[..., :, None]).sub_(self.g[..., None, :])
         reduced.div_(-beta[..., None])
         log_a, log_b = self.problem.a.log(), self.problem.b.log()
+        exponent, scratch = torch.empty_like(reduced), torch.empty_like(reduced)
         for step, growth in enumerate(self.momenta(steps), 1):
-            exponent = reduced * (self.s + step * self.ds)[..., None]
+            torch.mul(reduced, (self.s + step * self.ds)[..., None], out=exponent)
             start = extrapolated(psi, psi_last + self.drift, growth) + self.drift
             psi_last, psi = psi, start if self.warm else psi - self.g / beta
             for _ in range(self.inner_iter):
-                phi = -torch.logsumexp(exponent + (psi + log_b)[..., None, :], -1)
+                torch.add(exponent, (psi + log_b)[..., None, :], out=scratch)
+                phi = -_log_sum_exp_(scratch, -1)
                 log_u = phi + log_a
-                psi = -torch.logsumexp(exponent + log_u[..., :, None], -2)
+                torch.add(exponent, log_u[..., :, None], out=scratch)
+                psi = -_log_sum_exp_(scratch, -2)
             if self.losses is not None:
                 exponent += log_u[..., :, None] + (psi + log_b)[..., None, :]
                 self.losses.append((exponent.exp_() * C).sum((-2, -1)))
@@ -523,7 +526,8 @@ class _Cost:
         if beta is None:
             self.beta = STEP * self.spread[..., None]
         else:
-            self.beta = _proximal_step(beta, problem.high - problem.low, problem.unit)
+            spread = problem.high - problem.low
+            self.beta = _proximal_step(beta, spread, problem.unit, self.spread)
         # Two matrices that serve all kernels.
         self.growing, self.space = growing, tuple(C.new_empty((2, *C.shape)))
         if growing:
@@ -538,15 +542,17 @@ class _Cost:
         self.numpy = C.device.type == "cpu" and size <= 2**20
 
     def usual_range(self, problem: Problem) -> Tensor:
-        """The cost's range; or, where a few huge costs set that, TYPICAL times the median of a
-        thousand costs less the smallest of their rows and columns."""
+        """The cost's range; or FEW_HUGE times what a quarter of the positive ones of a thousand
+        costs, less the smallest of their rows and columns, are below. The cost where all are equal.
+        """
         n, m = self.C.shape[-2:]
         i, j = (torch.from_numpy(x).to(self.C.device) for x in divmod(sample_places(n * m), m))
         reduced = (self.C[..., i, j] - self.f[..., i] - self.g[..., j]).double()
-        has_mass = (problem.a[..., i] > 0) & (problem.b[..., j] > 0)
-        typical = TYPICAL * torch.where(has_mass, reduced, math.nan).nanmedian(-1).values
+        counts = (problem.a[..., i] > 0) & (problem.b[..., j] > 0) & (reduced > 0)
+        quarter = torch.where(counts, reduced, math.nan).nanquantile(0.25, -1)
         spread = problem.high - problem.low
-        spread = torch.where((typical > 0) & (typical < spread), typical, spread)
+        spread = torch.where(FEW_HUGE * quarter < spread, FEW_HUGE * quarter, spread)
+        spread = torch.where(spread > 0, spread, problem.high.abs())
         return torch.where(spread > 0, spread, 1.0)
 
     def own(self, x: Tensor) -> Array:
@@ -630,6 +636,13 @@ def exp_(x: Tensor) -> Tensor:
 def sample_places(size: int) -> np.ndarray:
     """Where a thousand entries of a matrix are, in all columns; a stride could keep to one."""
     return np.arange(1000) * (size - 1) // 999
+
+
+def _log_sum_exp_(x: Tensor, axis: int) -> Tensor:
+    """log sum exp(x), in x's memory; torch's exponential is slow on what underflows."""
+    top = x.amax(axis, keepdim=True)
+    x.sub_(top).clamp_min_(-_limit(x.dtype))
+    return exp_(x).sum(axis).log_().add_(top.squeeze(axis))
 
 
 def tensor(x: Array) -> Tensor:
@@ -734,7 +747,7 @@ class BarycenterIteration:
         return True
 
     def of_matrix(self, x: Tensor, s: float, transposed: bool) -> Tensor:
-        return torch.logsumexp(x[..., None, :] - s * (self.C.mT if transposed else self.C), -1)
+        return _log_sum_exp_(x[..., None, :] - s * (self.C.mT if transposed else self.C), -1)
 
     def histogram(self) -> Tensor:
         return torch.softmax(self.log_q.flatten(1), 1).view_as(self.log_q)
@@ -768,16 +781,17 @@ def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Ten
     f, g = cost.c_transforms(torch.where(b > 0, g, -math.inf).to(C.dtype))
     lower_bound, dual_size = dual_value(f, g, a, b)
     value, size = cost.of_plan(plan)
-    # What rounding leaves of the marginals' error costs its mass times the potentials.
-    rows, columns = (a - _sum64(plan, -1)).abs(), (b - _sum64(plan, -2)).abs()
-    error, short = (
-        (rows * f.abs()).sum(-1) + (columns * g.abs()).sum(-1),
-        rows.sum(-1) + columns.sum(-1),
-    )
+    # What rounding leaves of the marginals' error costs its mass times the potentials, or at most
+    # times the range of the cost.
+    off = (a - _sum64(plan, -1)).abs(), (b - _sum64(plan, -2)).abs()
+    error = sum((x * y.abs()).sum(-1) for x, y in zip(off, (f, g)))
+    most = problem.high - problem.low + torch.maximum(problem.low.abs(), problem.high.abs())
+    error = torch.minimum(error, most * sum(x.sum(-1) for x in off))
     info = torch.finfo(C.dtype)
-    price = problem.high - problem.low + torch.maximum(problem.low.abs(), problem.high.abs())
-    margin = 2 * torch.minimum(error, short * price) + (2 * info.eps + 16 * EPS) * size
-    rounding = 2 * margin + 4 * info.eps * dual_size + 16 * EPS * cost.spread + info.tiny
+    margin = 2 * error + (2 * info.eps + 16 * EPS) * size
+    # Rounding excuses a gap of what it does to potentials that are no larger than usual costs.
+    rounding = 2 * margin + 4 * info.eps * dual_size + 16 * EPS * cost.spread
+    rounding = torch.minimum(rounding, 16 * info.eps * (size + cost.spread)) + info.tiny
     return plan, f, g, value + margin, lower_bound, rounding
 
 
@@ -1020,7 +1034,8 @@ def read_problem(
     unit = cost_unit(low, high)
     if bool((unit != 1).any()):
         # No cost of a point without mass may overflow.
-        unit = torch.maximum(unit, power_of_two(largest) / torch.finfo(C.dtype).max ** 0.75)
+        least = power_of_two(largest.clamp_min(1e-300)) / torch.finfo(C.dtype).max ** 0.75
+        unit = torch.maximum(unit, least)
         C = C / unit.to(C.dtype)[..., None, None]
     mass, unit, low, high = (x.expand(batch) for x in (mass, unit, low / unit, high / unit))
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
@@ -1072,7 +1087,7 @@ def read_weights(
             f"got {brief(mass_a * unit)} and {brief(mass_b * unit)}"
         )
     # Masses that are equal but for their own rounding leave the weights as they are.
-    differ = difference > 4 * EPS * mass_a
+    differ = difference > 2 * EPS * mass_a
     if of_columns:
         a = a * torch.where(differ, mass_b / mass_a, 1.0)[..., None]
     else:
@@ -1132,8 +1147,13 @@ def cost_unit(low: Tensor, high: Tensor) -> Tensor:
     return power_of_two(torch.where(usual, 1.0, largest))
 
 
-def _proximal_step(beta: float | Array, spread: Tensor, unit: Tensor) -> Tensor:
-    """beta (..., 1) in the unit of the cost, whose range is `spread` (...); float64."""
+def _proximal_step(
+    beta: float | Array, spread: Tensor, unit: Tensor, equal: Tensor | float = 1.0
+) -> Tensor:
+    """beta (..., 1) in the unit of the cost, whose range is `spread` (...); float64.
+
+    Where all costs are equal it is `equal`: the plan is then the product of the weights.
+    """
     try:
         step = torch.as_tensor(beta, dtype=torch.float64, device=unit.device).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -1146,8 +1166,8 @@ def _proximal_step(beta: float | Array, spread: Tensor, unit: Tensor) -> Tensor:
     if bool((step / unit < 1e-12 * spread).any()):
         least = f"1e-12 of the cost's range {brief(spread * unit)}"
         raise ValueError(f"beta must be at least {least}; got {brief(step)}")
-    # From 1e12 on, and where all costs are equal, the plan is the product of the weights.
-    return torch.where(spread > 0, torch.minimum(step / unit, 1e12 * spread), 1.0)[..., None]
+    # So it is, to rounding, from 1e12 on.
+    return torch.where(spread > 0, torch.minimum(step / unit, 1e12 * spread), equal)[..., None]
 
 
 def cost_range(name: str, C: Tensor) -> tuple[Tensor, Tensor]:

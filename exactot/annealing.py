@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
-from ipot import TYPICAL, Array, exp_, extrapolated, log64, sample_places, tensor
+from ipot import Array, exp_, extrapolated, log64, sample_places, tensor
 
 # benchmarks/solvers.py chose these: n = 256 to 4096, d = 1, 2, 16.
 SWEEPS = 2  # in a stage
 STAGES = 20  # at most: the temperature is then 1e-7 of the cost's range
 NEIGHBOURS = 5  # that a point sees at the end
+FEW_VALUES = 64  # of a thousand costs
+TYPICAL = 30  # times the median reduced cost: the largest first temperature
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Annealed:
     g: Tensor  # (m,), float64: near an optimal potential
     neighbours: float  # how many others a point sees
     sweeps: int
-    noise: float  # costs that differ by less were found equal; 0 where none were
+    noise: float  # costs that differ by less were found equal; 0 where few are equal
 
 
 @np.errstate(all="ignore")  # out of range shows in f and g
@@ -67,8 +69,15 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         tied = 0.9 * last < neighbours and (neighbours < 2 * NEIGHBOURS or stage == STAGES)
         if neighbours < NEIGHBOURS or tied:
             break
-    noise = 10 * eps if tied and neighbours >= NEIGHBOURS else 0.0
+    noise = 10 * eps if is_tied(cost) or (tied and neighbours >= NEIGHBOURS) else 0.0
     return Annealed(tensor(g), neighbours, SWEEPS * stage, noise)
+
+
+def is_tied(cost: Rows) -> bool:
+    """Whether a thousand costs have few values."""
+    _, C = next(cost.blocks())
+    i, j = divmod(sample_places(C.numel()), C.shape[1])
+    return len(C[i, j].unique()) <= FEW_VALUES
 
 
 def _sweep(

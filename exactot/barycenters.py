@@ -7,9 +7,8 @@ The iteration is IPOT-WB (Algorithm 2 of Xie, Wang, Wang, Zha, UAI 2019) in expo
 
     eps_t = max(span / t^2, 3e-6 span)
 
-instead of beta / t, with span the cost's range, or 30 times its median where a few huge costs set
-the range. In 100 iterations these steps come as close as Algorithm 2 in some 10,000
-(benchmarks/barycenters.py).
+instead of beta / t, with span the cost's range, to which a few huge costs do not count. In 100
+iterations these steps come as close as Algorithm 2 in some 10,000 (benchmarks/barycenters.py).
 
 The dual: potentials f_k on the bins of q and g_k on those of A_k, with f_ki + g_kj <= C_ij for all
 i, j and sum_k w_k f_ki = 0 for all i, prove that no histogram has an objective below

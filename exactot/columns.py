@@ -24,7 +24,7 @@ import torch
 from ot.lp import emd_wrap
 from torch import Tensor
 
-from exactot.annealing import anneal
+from exactot.annealing import anneal, is_tied
 from exactot.costs import Rows
 from exactot.forest import settle
 from exactot.line import north_west
@@ -35,9 +35,15 @@ from ipot import EPS, power_of_two, sample_places
 SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
 ARCS = 6  # of each row at first, times the number of others that it sees; half for a loose gap
 FEWEST, MOST = 8, 60  # arcs of each row at first
+MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex is quick with
+LIGHT = 1e-18  # mass of points that are linked to the others once these are solved
 LOOSE = 1e-3  # relative gaps from here on are loose
 VIOLATORS = 8  # arcs that a row may add in a round
 CAPS = 1e3, 1e6  # times the median cost: what is above is cut where no flow needs it
+CLOSE = 1e-10  # gap, relative to the carried cost, from which potentials are refined
+REFINEMENTS = 2  # of a solution's potentials, at most
+WIDER = 1e3  # times the gap: what is above is cut in a refinement
+SLIGHT = 1e-14  # mass that rounding may have put on an arc
 
 # POT's network simplex
 OPTIMAL = 1  # its result code
@@ -50,24 +56,47 @@ def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow
 
     The weights are positive. `eps` is the temperature at which the annealing begins.
     """
-    n, m = cost.shape
-    if n * m <= SMALL or n == 1 or m == 1:
-        arcs, f, g, scale = _all_arcs(cost, a, b)
-        sweeps = 0
-    else:
-        annealed = anneal(cost, a, b, eps)
-        count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
-        count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
-        # Potentials with few digits keep the differences of whole costs exact.
-        digit = 2.0**-24 * power_of_two(annealed.g.abs().amax().clamp_min(1e-300))
-        g = torch.round(annealed.g / digit) * digit
-        arcs, f, g, scale = _generate(cost, g, a, b, count, annealed.noise, tol)
-        sweeps = annealed.sweeps
+    if cost.shape[0] * cost.shape[1] > SMALL:
+        heavy = a > LIGHT, b > LIGHT
+        if not (heavy[0].all() and heavy[1].all()):
+            flow = _flow_of(cost, a, b, heavy, eps, tol)
+            light = ~(heavy[0].cpu().numpy()[flow.rows] & heavy[1].cpu().numpy()[flow.columns])
+            carried = flow.mass * abs(flow.costs)
+            if carried[light].sum() <= CLOSE * carried.sum():
+                return flow
+    return _flow_of(cost, a, b, (a > 0, b > 0), eps, tol)
+
+
+def _flow_of(
+    cost: Rows, a: Tensor, b: Tensor, among: tuple[Tensor, Tensor], eps: float, tol: float
+) -> Flow:
+    """A flow that is solved among some of the points, to which the others are linked."""
+    rows, columns = (x.nonzero().ravel() for x in among)
+    part = cost.restricted(rows, columns)
+    arcs, f, g, usual, sweeps = _solve_part(part, a[rows], b[columns], eps, tol)
     used = arcs.flow > 0
-    found = arcs.rows[used], arcs.columns[used], arcs.flow[used], arcs.costs[used]
-    rows, columns, mass, costs = settle(cost, found, a, b, f, g)
-    tolerance = math.inf if scale is None else float(_noise(scale, f, g))
-    return Flow(rows, columns, mass, costs, f, g, tolerance, sweeps)
+    found = [x[used] for x in (arcs.rows, arcs.columns, arcs.flow, arcs.costs)]
+    tolerance = math.inf if usual is None else float(_noise(usual, f, g))
+    if part is not cost:
+        f, g = cost.extended(rows, columns, f, g)
+        found[:2] = rows.cpu().numpy()[found[0]], columns.cpu().numpy()[found[1]]
+    return Flow(*settle(cost, found, a, b, f, g), f, g, tolerance, sweeps)
+
+
+def _solve_part(
+    cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float
+) -> tuple["_Arcs", Tensor, Tensor, float | None, int]:
+    """As :func:`_generate` does, and the sweeps that this took."""
+    n, m = cost.shape
+    if n * m <= SMALL or n == 1 or m == 1 or (n * m <= MOST_TIED and is_tied(cost)):
+        return *_all_arcs(cost, a, b), 0
+    annealed = anneal(cost, a, b, eps)
+    count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
+    count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
+    # Potentials with few digits keep the differences of whole costs exact.
+    digit = 2.0**-24 * power_of_two(annealed.g.abs().amax().clamp_min(1e-300))
+    g = torch.round(annealed.g / digit) * digit
+    return *_generate(cost, g, a, b, count, annealed.noise, tol), annealed.sweeps
 
 
 @dataclass(eq=False)
@@ -97,33 +126,37 @@ def _generate(
     cost: Rows, g: Tensor, a: Tensor, b: Tensor, count: int, noise: float, tol: float
 ) -> tuple[_Arcs, Tensor, Tensor, float | None]:
     """Arcs with a flow on them, and the best potentials seen; where no arc is left that could
-    improve the flow also the scale of the costs that the simplex was given, otherwise None.
+    improve the flow also a usual one of the costs that the simplex was given, otherwise None.
 
     Begins with the `count` nearest arcs of each row under g.
     """
     m = cost.shape[1]
     mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
     arcs, f = _near_arcs(cost, g, count, noise, mass_a, mass_b)
-    best, f_best, g_best = a @ f + b @ g, f, g
+    best, f_best, g_best, limit, left = a @ f + b @ g, f, g, math.inf, REFINEMENTS
     while True:
         reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
-        found = _network_simplex(mass_a, mass_b, reduced, arcs)
+        found = _network_simplex(mass_a, mass_b, reduced, arcs, limit)
         if found is None:  # a feasible flow all the same, with an honest gap
             arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
             return arcs, f_best, g_best, None
-        arcs.flow, f_step, g_step, scale = found
+        arcs.flow, f_step, g_step, usual = found
         f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
-        f, more = _price(cost, f, g, _tolerance(arcs, f, g, scale))
+        f, more = _price(cost, f, g, _tolerance(arcs, f, g, usual), noise)
         bound = a @ f + b @ g
         if bound >= best:
             best, f_best, g_best = bound, f, g
         size = len(arcs.rows)
         longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
         value = _dot(arcs.flow, arcs.costs)
-        if len(longer.rows) == size:
-            return arcs, f_best, g_best, scale
-        if tol and value - float(best) <= tol * abs(value):
+        gap = value - float(best)
+        if tol and gap <= tol * abs(value):
             return arcs, f_best, g_best, None
+        if len(longer.rows) == size:
+            close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + float(_noise(usual, f, g))
+            if gap <= close or left == 0:
+                return arcs, f_best, g_best, usual
+            limit, left = WIDER * gap, left - 1
         arcs = longer
 
 
@@ -161,36 +194,42 @@ def _near_arcs(
     return _Arcs.union(m, near, (path_rows, path_columns, path_costs)), least
 
 
-def _tolerance(arcs: _Arcs, f: Tensor, g: Tensor, scale: float) -> Tensor:
+def _tolerance(arcs: _Arcs, f: Tensor, g: Tensor, usual: float) -> Tensor:
     """By how much f_i + g_j may exceed a cost in row i: what the simplex leaves, and rounding.
 
     A huge cost that hardly any mass pays does not set it.
     """
     used = arcs.flow > 0
     size = min(float(np.ptp(arcs.costs[used])), _dot(arcs.flow, abs(arcs.costs)))
-    return 1e-12 * size + _noise(scale, f, g) + 8 * EPS * f.abs()
+    return 1e-12 * size + _noise(usual, f, g) + 8 * EPS * f.abs()
 
 
-def _noise(scale: float, f: Tensor, g: Tensor) -> Tensor:
-    """What rounding leaves of a reduced cost, where the simplex was given costs of this scale."""
-    return 8 * EPS * (scale + f.abs().median() + g.abs().median())
+def _noise(usual: float, f: Tensor, g: Tensor) -> Tensor:
+    """What rounding leaves of a reduced cost, where a usual cost that the simplex sees is this."""
+    return 8 * EPS * (usual + f.abs().median() + g.abs().median())
 
 
 def _price(
-    cost: Rows, f: Tensor, g: Tensor, tolerance: Tensor
+    cost: Rows, f: Tensor, g: Tensor, tolerance: Tensor, noise: float
 ) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The c-transform of g, and the worst arcs of each row that the given f violates."""
+    """The c-transform of g, and the worst arcs of each row that the given f violates; others in
+    each row of those that differ by less than `noise`."""
     best = torch.empty_like(f)
     count = min(cost.shape[1], VIOLATORS)
-    found = []
+    found, draw = [], torch.Generator(f.device).manual_seed(0)
     for rows, C in cost.blocks():
         slack = cost.reduced(C, g)
         best[rows] = slack.amin(1)
         bad = (best[rows] < (f - tolerance)[rows]).nonzero().ravel()
         if len(bad):
-            least, j = torch.topk(slack[bad], count, largest=False)
+            slack = slack[bad]
+            if noise:
+                slack = slack + noise * torch.rand(
+                    slack.shape, generator=draw, device=slack.device, dtype=slack.dtype
+                )
+            j = torch.topk(slack, count, largest=False).indices
             i = bad[:, None].expand_as(j)
-            chosen = least < (f - tolerance)[rows][i]
+            chosen = C[i, j] - g[j] < (f - tolerance)[rows][i]
             i, j = i[chosen], j[chosen]
             found.append([x.cpu().numpy() for x in (i + rows.start, j, C[i, j])])
     nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
@@ -198,26 +237,31 @@ def _price(
 
 
 def _network_simplex(
-    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None = None
+    a: np.ndarray,
+    b: np.ndarray,
+    costs: np.ndarray,
+    arcs: _Arcs | None = None,
+    limit: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
-    """Optimal flow, of the shape of costs, potentials, and the scale of the costs that were looked
-    at; None if POT reports failure.
+    """Optimal flow, of the shape of costs, potentials, and a usual cost; None if POT fails.
 
     The costs are those of `arcs`, or a matrix. They are cut at a cap if no expensive one is used:
     an entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
-    largest cost, no digits for the others. Where no flow is on what was cut, the potentials are
-    feasible for the true costs too.
+    largest cost, no digits for the others. Where no flow is on what was cut, but for what rounding
+    put there, the potentials are feasible for the true costs too.
     """
     sample = np.sort(costs.ravel()[sample_places(costs.size)])
     sample = sample[sample > 0]
-    median = float(sample[len(sample) // 2]) if len(sample) else math.inf
+    usual = float(sample[len(sample) // 2]) if len(sample) else 0.0
     low, high = float(costs.min()), float(costs.max())
-    for limit in (*(cap * median for cap in CAPS if cap * median < high), math.inf):
+    limits = (limit, *(cap * usual for cap in CAPS))
+    for limit in (*(limit for limit in limits if 0 < limit < high), math.inf):
         scale = 2.0 ** math.frexp(max(min(high, limit), -low))[1]  # whole costs stay whole
         table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
         solved, flow, u, v = _emd(a, b, table, arcs)
-        if solved and (limit == math.inf or not flow[costs > limit].any()):
-            return flow, scale * u, scale * v, scale
+        expensive = flow * (costs > limit)
+        if solved and expensive.sum() <= SLIGHT:
+            return flow - expensive, scale * u, scale * v, usual
     return None
 
 
@@ -242,20 +286,31 @@ def _emd(
 def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, float | None]:
     """As :func:`_generate` for a small problem, by POT's dense network simplex."""
     C, mass_a, mass_b = (np.ascontiguousarray(x.cpu()) for x in (cost.block(slice(None)), a, b))
-    scale = 0.0
+    usual = 0.0
+    f, g = np.full(len(C), C.min()), np.zeros(C.shape[1])
     if 1 in C.shape:  # one plan only
         plan = (mass_a[:, None] if len(C) > 1 else mass_b[None]).copy()
-        g = C[0] if len(C) == 1 else np.zeros(1)
+        g = C[0] if len(C) == 1 else g
     elif found := _network_simplex(mass_a, mass_b, C - C.min()):
-        plan, _, g, scale = found
+        plan, _, g, usual = found
     else:
         rows, columns, mass = north_west(mass_a, mass_b)
-        plan, g, scale = np.zeros(C.shape), np.zeros(len(mass_b)), None
+        plan, usual = np.zeros(C.shape), None
         plan[rows, columns] = mass
+    f = np.subtract(C, g).min(1)  # `row_minima` costs a batch of these 5 % of its time
+    for _ in range(REFINEMENTS if usual else 0):
+        gap = float((plan * C).sum()) - _dot(mass_a, f) - _dot(mass_b, g)
+        size = float((plan * abs(C)).sum())
+        if gap <= CLOSE * size + 8 * EPS * (usual + np.median(abs(f)) + np.median(abs(g))):
+            break
+        found = _network_simplex(mass_a, mass_b, C - f[:, None] - g, limit=WIDER * gap)
+        if not found:
+            break
+        plan, g = found[0], g + found[2]
+        f = np.subtract(C, g).min(1)
     rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
     arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
-    f = np.subtract(C, g, out=plan).min(1)  # `row_minima` costs a batch of these 5 % of its time
-    return arcs, _tensor(f, a.device), _tensor(g, a.device), scale
+    return arcs, _tensor(f, a.device), _tensor(g, a.device), usual
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:

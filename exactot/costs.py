@@ -56,6 +56,15 @@ class Rows:
         for rows in row_slices(*self.shape, self.device):
             yield rows, self.block(rows)
 
+    def extended(
+        self, rows: Tensor, columns: Tensor, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Feasible potentials of some rows and columns, and the largest that these allow the
+        others; float64."""
+        everywhere = torch.arange(self.shape[0], device=f.device)
+        f = self.restricted(everywhere, columns).row_minima(g).index_copy(0, rows, f)
+        return f, self.column_minima(f).index_copy(0, columns, g)
+
     def reduced(self, C: Tensor, g: Tensor, f: Tensor | None = None) -> Tensor:
         """C - g - f, in scratch memory that the next call uses again."""
         if self._scratch is None or len(self._scratch) < len(C):
@@ -93,6 +102,8 @@ class MatrixRows(Rows):
 
     def _part(self, rows: Tensor, columns: Tensor) -> "MatrixRows":
         # A copy is made where it is, with a kernel of its size, still smaller than a whole matrix.
+        if self.rows is not None:
+            rows, columns = self.rows[rows], self.columns[columns]
         if 2 * len(rows) * len(columns) <= self.C.numel():
             return MatrixRows(self.C[rows[:, None], columns])
         return MatrixRows(self.C, rows, columns)

@@ -11,7 +11,6 @@ dropped mass, and the tree is linked to others by the cheapest arc of its heavie
 """
 
 import heapq
-import math
 
 import numpy as np
 import scipy.sparse
@@ -22,7 +21,8 @@ from torch import Tensor
 from exactot.costs import Rows
 from ipot import EPS
 
-TOLERANCE = 8 * EPS  # of a point's mass: what a sum of rounded weights may be off by
+TOLERANCE = 2 * EPS  # of a mass: what a sum of rounded weights may be off by
+FINER = 30  # bits of the unit below a weight's last one, for shares of what is left over
 ROUNDS = 20  # at most, in each of which arcs that should carry less than nothing go
 
 Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, masses, costs
@@ -66,14 +66,15 @@ class _Forest:
         self.cost, self.f, self.g, self.n = cost, f, g, len(a)
         self.rows, self.columns, self.costs = rows, columns, costs
         significand, exponent = np.frexp(np.concatenate((a, b)))
-        shifts = (exponent - exponent.min()).tolist()
+        shifts = (exponent - exponent.min() + FINER).tolist()
         whole = (significand * 2.0**53).astype(np.int64).tolist()
-        self.unit = 53 - int(exponent.min())  # weights are in units of 2^-unit
+        self.unit = 53 + FINER - int(exponent.min())  # weights are in units of 2^-unit
         self.weights = [x << shift for x, shift in zip(whole, shifts)]
 
     def settled(self, mass: np.ndarray) -> Arcs:
         """Rows, columns, masses and costs; the given masses if that fails."""
         given = self.rows, self.columns, mass, self.costs
+        self.link_points()
         for _ in range(ROUNDS):
             weights = self.balanced()
             flow = self.eliminated(weights)
@@ -113,6 +114,42 @@ class _Forest:
             self.spread(tree, weights)
         return weights
 
+    def link_points(self) -> None:
+        """Link all points without an arc by their cheapest arcs to points that have one."""
+        alone = [np.ones(size, bool) for size in self.cost.shape]
+        alone[0][self.rows] = alone[1][self.columns] = False
+        for axis in (0, 1):
+            own, others = np.flatnonzero(alone[axis]), np.flatnonzero(~alone[1 - axis])
+            if len(own):
+                ends = (own, others)[:: 1 - 2 * axis]
+                nearest, costs = self.cheapest(*ends, axis)
+                ends = (own, others[nearest])[:: 1 - 2 * axis]
+                self.add(*ends, costs)
+
+    def cheapest(
+        self, rows: np.ndarray, columns: np.ndarray, axis: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each of the rows (axis 0) or of the columns (axis 1) the number of the other end of
+        its arc of least reduced cost, and that arc's cost."""
+        own = [torch.from_numpy(x).to(self.f.device) for x in (rows, columns)]
+        part, f, g = self.cost.restricted(*own), self.f[own[0]], self.g[own[1]]
+        best = torch.full((len(own[axis]),), torch.inf, dtype=f.dtype, device=f.device)
+        number, costs = torch.zeros_like(own[axis]), torch.zeros_like(best)
+        for block, C in part.blocks():
+            least, at = (C - f[block, None] - g).min(1 - axis)
+            mine = block if axis == 0 else slice(None)
+            better = least < best[mine]
+            found = C.gather(1 - axis, at.unsqueeze(1 - axis)).squeeze(1 - axis)
+            at = at if axis == 0 else at + block.start
+            for old, new in ((best, least), (number, at), (costs, found)):
+                old[mine] = torch.where(better, new, old[mine])
+        return number.cpu().numpy(), costs.cpu().numpy()
+
+    def add(self, rows: np.ndarray, columns: np.ndarray, costs: np.ndarray) -> None:
+        self.rows = np.append(self.rows, rows)
+        self.columns = np.append(self.columns, columns)
+        self.costs = np.append(self.costs, costs)
+
     def trees(self) -> tuple[np.ndarray, dict[int, "_Tree"]]:
         """The tree that each node is in, and the trees."""
         size = len(self.weights)
@@ -127,26 +164,18 @@ class _Forest:
     def link(self, k: int, has_excess: bool, label: np.ndarray) -> int | None:
         """Add the cheapest arc by which the heaviest point of tree k can pass on its excess, or
         be given what it lacks, and return the tree that it leads to."""
-        inside = np.flatnonzero(label == k)
-        own = inside[inside < self.n] if has_excess else inside[inside >= self.n]
-        node = max(own.tolist(), key=self.weights.__getitem__)
-        if has_excess:
-            costs, outside = self.cost.block(slice(node, node + 1))[0], label[self.n :] != k
-            reduced = costs - self.g
-        else:
-            everywhere = torch.arange(self.n, device=self.f.device)
-            column = torch.tensor([node - self.n], device=self.f.device)
-            part = self.cost.restricted(everywhere, column)
-            costs = torch.cat([C[:, 0] for _, C in part.blocks()])
-            outside, reduced = label[: self.n] != k, costs - self.f
-        if not outside.any():
+        axis = 0 if has_excess else 1
+        sides = np.split(np.arange(len(label)), [self.n])
+        own, others = (sides[axis], sides[1 - axis])
+        own, others = own[label[own] == k], others[label[others] != k]
+        if not len(others):
             return None
-        reduced = np.where(outside, reduced.cpu().numpy(), math.inf)
-        other = int(reduced.argmin())
-        row, column = (node, other) if has_excess else (other, node - self.n)
-        self.rows, self.columns = np.append(self.rows, row), np.append(self.columns, column)
-        self.costs = np.append(self.costs, float(costs[other]))
-        return int(label[other + (self.n if has_excess else 0)])
+        heaviest = np.array([max(own.tolist(), key=self.weights.__getitem__)])
+        row, column = (heaviest, others)[:: 1 - 2 * axis]
+        nearest, costs = self.cheapest(row, column - self.n, axis)
+        row, column = (heaviest, others[nearest])[:: 1 - 2 * axis]
+        self.add(row, column - self.n, costs)
+        return int(label[others[nearest[0]]])
 
     def spread(self, tree: "_Tree", weights: list[int]) -> None:
         """Add the tree's excess to its columns, in proportion to their weights."""
@@ -205,4 +234,4 @@ class _Tree:
 
     def is_off(self) -> bool:
         """Whether more is left over than rounding explains."""
-        return abs(self.excess) / self.mass > TOLERANCE / 2
+        return abs(self.excess) / self.mass > TOLERANCE

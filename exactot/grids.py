@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exactot.costs import point_scale, row_slices, squared_distances
-from ipot import EPS, TYPICAL, read_number, sample_places
+from ipot import EPS, FEW_HUGE, read_number, sample_places
 
 # float64 sets these; benchmarks/barycenters.py shows their time.
 LIMIT = 600.0  # spread of the exponents in a block: no entry of its kernel underflows
@@ -159,11 +159,11 @@ class GridCost:
 
 
 def _usual_range(C: Tensor) -> float:
-    """The range of a cost, or TYPICAL times the median of it less the least of its row."""
-    reduced = C - C.amin(1, keepdim=True)
-    typical = TYPICAL * float(reduced.ravel()[sample_places(C.numel())].median())
-    span = float(C.amax() - C.amin())
-    return min(span, typical or span) or 1.0
+    """The range of a cost, or FEW_HUGE times what a quarter of the positive ones of a thousand
+    costs, less the least of their rows, are below."""
+    reduced = (C - C.amin(1, keepdim=True)).ravel()[sample_places(C.numel())]
+    span, positive = float(C.amax() - C.amin()), reduced[reduced > 0]
+    return min(span, FEW_HUGE * float(positive.quantile(0.25))) if len(positive) else span or 1.0
 
 
 def squared_distances_on(

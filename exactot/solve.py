@@ -195,9 +195,11 @@ def _solve_flows(
         flow = sorted_flow(part, a, b) if line else solve_flow(part, a, b, float(first[k]), tol)
         f, g, *bounds = _proof(part, flow, a, b, problem.dtype)
         if part is not cost:
-            f, g = _extended(cost, rows, columns, f, g)
-            rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
-            flow = replace(flow, rows=rows[flow.rows], columns=columns[flow.columns])
+            everyone = cost.extended(rows, columns, f.double(), g.double())
+            others = (_lowered(cost, x, problem.dtype) for x in everyone)
+            f, g = (x.index_copy(0, at, y) for x, at, y in zip(others, (rows, columns), (f, g)))
+            rows, columns = rows.cpu().numpy()[flow.rows], columns.cpu().numpy()[flow.columns]
+            flow = replace(flow, rows=rows, columns=columns)
         flows.append(flow)
         parts.append((f, g, *bounds))
     f, g, *bounds = zip(*parts)
@@ -236,17 +238,6 @@ def _centred(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     moved = f - safe[0], g + safe[1]
     before, after = (a @ x.abs() + b @ y.abs() for x, y in ((f, g), moved))
     return moved if bool(after < before / 4) else (f, g)
-
-
-def _extended(
-    cost: Rows, rows: Tensor, columns: Tensor, f: Tensor, g: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Feasible potentials of some rows and columns, and the largest that these allow the others."""
-    everywhere = torch.arange(cost.shape[0], device=f.device)
-    least = cost.restricted(everywhere, columns).row_minima(g.double())
-    f = _lowered(cost, least, f.dtype).index_copy(0, rows, f)
-    least = cost.column_minima(f.double())
-    return f, _lowered(cost, least, g.dtype).index_copy(0, columns, g)
 
 
 def _lowered(cost: Rows, x: Tensor, dtype: torch.dtype) -> Tensor:
