@@ -32,7 +32,7 @@ from exactot.plans import Flow
 from ipot import EPS, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
-SMALL = 180**2  # problems with fewer arcs go to the network simplex as they are
+SMALL = 256**2  # problems with fewer arcs go to the network simplex as they are
 ARCS = 6  # of each row at first, times the number of others that it sees; half for a loose gap
 FEWEST, MOST = 8, 60  # arcs of each row at first
 MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex is quick with
@@ -133,6 +133,7 @@ def _generate(
     m = cost.shape[1]
     mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
     arcs, f = _near_arcs(cost, g, count, noise, mass_a, mass_b)
+    noise = noise if is_tied(cost) else 0.0  # in other costs the worst arcs are told apart
     best, f_best, g_best, limit, left = a @ f + b @ g, f, g, math.inf, REFINEMENTS
     while True:
         reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]

@@ -22,7 +22,9 @@ from exactot.costs import Rows
 from ipot import EPS
 
 TOLERANCE = 2 * EPS  # of a mass: what a sum of rounded weights may be off by
+SLIGHT = 32 * EPS  # of a mass: what rounding in a simplex may put on an arc
 FINER = 30  # bits of the unit below a weight's last one, for shares of what is left over
+RATE_BITS = 128  # of the rate at which it is spread
 ROUNDS = 20  # at most, in each of which arcs that should carry less than nothing go
 
 Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, masses, costs
@@ -52,6 +54,10 @@ def settle(cost: Rows, arcs: Arcs, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -
     rows, columns, mass, costs = arcs
     errors = marginal_errors(rows, columns, mass, *weights)
     if any((error > TOLERANCE * w).any() for error, w in zip(errors, weights)):
+        # What rounding may have put on an arc between two trees is left away.
+        most = np.maximum(weights[0][rows], weights[1][columns])
+        is_leaf = (np.bincount(rows)[rows] == 1) | (np.bincount(columns)[columns] == 1)
+        rows, columns, mass, costs = (x[is_leaf | (mass > SLIGHT * most)] for x in arcs)
         forest = _Forest(cost, rows, columns, costs, *weights, f, g)
         rows, columns, mass, costs = forest.settled(mass)
     order = np.lexsort((columns, rows))
@@ -183,8 +189,9 @@ class _Forest:
         if not columns:
             return
         total, left = sum(weights[node] for node in columns), tree.excess
+        rate = (left << RATE_BITS) // total
         for node in columns:
-            share = tree.excess * weights[node] // total
+            share = weights[node] * rate >> RATE_BITS
             weights[node], left = weights[node] + share, left - share
         weights[max(columns, key=weights.__getitem__)] += left
 
