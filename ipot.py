@@ -406,7 +406,8 @@ class _Iteration:
         """Weigh what rounding would cost, the rows' error at the mean reduced cost, against eps."""
         (a, b), eps = (self.problem.a, self.problem.b), self.cost.beta / self.s
         price = (a * (self.cost.row_costs - self.f)).sum(-1) - (b * self.g).sum(-1)
-        ratio = ((a - self.row_sums()).abs().sum(-1) * price)[..., None] / eps
+        with np.errstate(all="ignore"):
+            ratio = ((a - self.row_sums()).abs().sum(-1) * price)[..., None] / eps
         size = (a * self.f.abs()).sum(-1) + (b * self.g.abs()).sum(-1)
         coldest = COLDEST * torch.finfo(self.f.dtype).eps * size[..., None]
         ds = torch.where((ratio < GROW) & (eps > coldest), 2 * self.ds, self.ds)
@@ -522,12 +523,12 @@ class _Cost:
         self.has_negative = bool((self.f < 0).any())
         reduced = C - self.f[..., :, None]
         self.g = reduced.amin(-2)
-        self.spread = self.usual_range(problem)
+        self.usual = self.usual_range(problem)
         if beta is None:
-            self.beta = STEP * self.spread[..., None]
+            self.beta = STEP * self.usual[..., None]
         else:
             spread = problem.high - problem.low
-            self.beta = _proximal_step(beta, spread, problem.unit, self.spread)
+            self.beta = _proximal_step(beta, spread, problem.unit, self.usual)
         # Two matrices that serve all kernels.
         self.growing, self.space = growing, tuple(C.new_empty((2, *C.shape)))
         if growing:
@@ -789,10 +790,11 @@ def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Ten
     error = torch.minimum(error, most * sum(x.sum(-1) for x in off))
     info = torch.finfo(C.dtype)
     margin = 2 * error + (2 * info.eps + 16 * EPS) * size
-    # Rounding excuses a gap of what it does to potentials that are no larger than usual costs.
-    rounding = 2 * margin + 4 * info.eps * dual_size + 16 * EPS * cost.spread
-    rounding = torch.minimum(rounding, 16 * info.eps * (size + cost.spread)) + info.tiny
-    return plan, f, g, value + margin, lower_bound, rounding
+    # Potentials are a difference of log-scalings times the temperature; large ones excuse no gap.
+    noise = (cost.beta / x.ds)[..., 0] * (1 + (b * x.psi.abs()).sum(-1))
+    noise = 16 * EPS * torch.minimum(noise, cost.usual)
+    rounding = torch.minimum(2 * margin + 4 * info.eps * dual_size, 16 * info.eps * size)
+    return plan, f, g, value + margin, lower_bound, rounding + noise + info.tiny
 
 
 def dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

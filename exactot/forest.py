@@ -7,10 +7,11 @@ another, in whole numbers, no digit is lost.
 
 Weights that were rounded balance on a tree of the forest up to their own rounding only, and what is
 left over is spread over the tree's columns. Where more than that is left over, the simplex has
-dropped mass, and the tree is linked to others by the cheapest arc of its heaviest point.
+dropped mass, and the tree is linked to others by the cheapest arc of its heaviest points.
 """
 
 import heapq
+import itertools
 
 import numpy as np
 import scipy.sparse
@@ -25,7 +26,9 @@ TOLERANCE = 2 * EPS  # of a mass: what a sum of rounded weights may be off by
 SLIGHT = 32 * EPS  # of a mass: what rounding in a simplex may put on an arc
 FINER = 30  # bits of the unit below a weight's last one, for shares of what is left over
 RATE_BITS = 128  # of the rate at which it is spread
-ROUNDS = 20  # at most, in each of which arcs that should carry less than nothing go
+HEAVIEST = 16  # points of a tree that may be linked to others
+ROUNDS = 8  # in which trees are linked; after that, points that are left astray are attached
+HEAVIER = 30  # bits by which a point is heavier than one that is attached to it
 
 Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, masses, costs
 
@@ -71,6 +74,7 @@ class _Forest:
     def __init__(self, cost, rows, columns, costs, a, b, f, g):
         self.cost, self.f, self.g, self.n = cost, f, g, len(a)
         self.rows, self.columns, self.costs = rows, columns, costs
+        self.attached: set[int] = set()
         significand, exponent = np.frexp(np.concatenate((a, b)))
         shifts = (exponent - exponent.min() + FINER).tolist()
         whole = (significand * 2.0**53).astype(np.int64).tolist()
@@ -78,36 +82,69 @@ class _Forest:
         self.weights = [x << shift for x, shift in zip(whole, shifts)]
 
     def settled(self, mass: np.ndarray) -> Arcs:
-        """Rows, columns, masses and costs; the given masses if that fails."""
+        """Rows, columns, masses and costs; the given masses if the arcs have a cycle."""
         given = self.rows, self.columns, mass, self.costs
         self.link_points()
-        for _ in range(ROUNDS):
-            weights = self.balanced()
-            flow = self.eliminated(weights)
+        for round_ in itertools.count():
+            label, trees = self.trees()
+            if round_ < ROUNDS:
+                self.link_trees(label, trees)
+            flow = self.eliminated(self.balanced(trees))
             if flow is None:
                 return given
-            keep = np.array([x > 0 for x in flow])
-            negative = any(x < 0 for x in flow)
-            if not negative:
-                # Division of whole numbers is rounded once.
-                scale = 1 << max(self.unit, 0), 1 << max(-self.unit, 0)
-                masses = np.array([x * scale[1] / scale[0] for x in flow])
-                return self.rows, self.columns, masses, self.costs
-            self.rows, self.columns, self.costs = (
-                x[keep] for x in (self.rows, self.columns, self.costs)
-            )
-        return given
+            signs = np.array([(x > 0) - (x < 0) for x in flow])
+            if round_ < ROUNDS and (signs < 0).any():
+                self.keep(signs > 0)  # an arc with less than nothing goes; others take its place
+            elif round_ >= ROUNDS and (bad := self.astray(trees, signs)):
+                self.attach(bad)
+            else:
+                break
+        # Division of whole numbers is rounded once.
+        scale = 1 << max(self.unit, 0), 1 << max(-self.unit, 0)
+        masses = np.array([x * scale[1] / scale[0] for x in flow])
+        return self.rows, self.columns, masses, self.costs
 
-    def balanced(self) -> list[int]:
-        """The weights, changed so that they balance on each tree; links trees where they do not."""
-        label, trees = self.trees()
+    def keep(self, chosen: np.ndarray) -> None:
+        self.rows, self.columns, self.costs = (
+            x[chosen] for x in (self.rows, self.columns, self.costs)
+        )
+
+    def astray(self, trees: dict[int, "_Tree"], signs: np.ndarray) -> list[int]:
+        """Light points whose arcs cannot carry their mass."""
+        bad = set()
+        for row, column in zip(self.rows[signs < 0].tolist(), self.columns[signs < 0].tolist()):
+            ends = [x for x in (row, column + self.n) if x not in self.attached]
+            bad.update(sorted(ends, key=self.weights.__getitem__)[:1])
+        light = max(self.weights) >> HEAVIER
+        for tree in trees.values():
+            if tree.is_off():
+                bad.update(node for node in tree.nodes if self.weights[node] < light)
+        return sorted(bad - self.attached)
+
+    def attach(self, bad: list[int]) -> None:
+        """Give each of these points one arc only: the cheapest to a much heavier point."""
+        gone = np.isin(self.rows, bad) | np.isin(self.columns + self.n, bad)
+        ends = {*self.rows[gone].tolist(), *(self.columns[gone] + self.n).tolist()}
+        bad = sorted({*bad, *(ends & self.attached)})  # with those that were attached to them
+        self.attached.update(bad)
+        self.keep(~gone)
+        for node in bad:
+            axis = 0 if node < self.n else 1
+            others = range(self.n, len(self.weights)) if axis == 0 else range(self.n)
+            heavy = [x for x in others if self.weights[x] >> HEAVIER > self.weights[node]]
+            heavy = [x for x in heavy if x not in self.attached] or heavy
+            heavy = heavy or [max(others, key=self.weights.__getitem__)]
+            self.add_cheapest(np.array([node]), np.array(heavy), axis)
+
+    def link_trees(self, label: np.ndarray, trees: dict[int, "_Tree"]) -> None:
+        """Link the trees that do not balance to others, the lightest first."""
         waiting = [(tree.mass, k) for k, tree in trees.items() if tree.is_off()]
         heapq.heapify(waiting)
         while waiting:
             mass, k = heapq.heappop(waiting)
             if k not in trees or trees[k].mass != mass:
                 continue  # it was linked to another one since
-            other = self.link(k, trees[k].excess > 0, label)
+            other = self.link(k, trees[k].excess, label)
             if other is None:
                 continue
             small, large = sorted((k, other), key=lambda t: len(trees[t].nodes))
@@ -115,6 +152,9 @@ class _Forest:
             trees[large].join(trees.pop(small))
             if trees[large].is_off():
                 heapq.heappush(waiting, (trees[large].mass, large))
+
+    def balanced(self, trees: dict[int, "_Tree"]) -> list[int]:
+        """The weights, changed so that they balance on each tree."""
         weights = list(self.weights)
         for tree in trees.values():
             self.spread(tree, weights)
@@ -167,21 +207,31 @@ class _Forest:
             trees[k].add(node, weight if node < self.n else -weight)
         return label, trees
 
-    def link(self, k: int, has_excess: bool, label: np.ndarray) -> int | None:
-        """Add the cheapest arc by which the heaviest point of tree k can pass on its excess, or
-        be given what it lacks, and return the tree that it leads to."""
-        axis = 0 if has_excess else 1
+    def link(self, k: int, excess: int, label: np.ndarray) -> int | None:
+        """Add the cheapest arc by which a heavy point of tree k can pass on its excess, or be given
+        what it lacks, and return the tree that it leads to."""
+        axis = 0 if excess > 0 else 1
         sides = np.split(np.arange(len(label)), [self.n])
-        own, others = (sides[axis], sides[1 - axis])
+        own, others = sides[axis], sides[1 - axis]
         own, others = own[label[own] == k], others[label[others] != k]
         if not len(others):
             return None
-        heaviest = np.array([max(own.tolist(), key=self.weights.__getitem__)])
-        row, column = (heaviest, others)[:: 1 - 2 * axis]
-        nearest, costs = self.cheapest(row, column - self.n, axis)
-        row, column = (heaviest, others[nearest])[:: 1 - 2 * axis]
-        self.add(row, column - self.n, costs)
-        return int(label[others[nearest[0]]])
+        own = heapq.nlargest(HEAVIEST, own.tolist(), key=self.weights.__getitem__)
+        least = min(abs(excess), self.weights[own[0]])  # a lighter point cannot carry it
+        own = np.array([node for node in own if self.weights[node] >= least])
+        return int(label[self.add_cheapest(own, others, axis)])
+
+    def add_cheapest(self, own: np.ndarray, others: np.ndarray, axis: int) -> int:
+        """Add the arc of least reduced cost between these nodes, own being rows (axis 0) or columns
+        (axis 1); the other node."""
+        ends = [own, others][:: 1 - 2 * axis]
+        nearest, costs = self.cheapest(ends[0], ends[1] - self.n, axis)
+        ends = [own, others[nearest]][:: 1 - 2 * axis]
+        f, g = (x.cpu().numpy() for x in (self.f, self.g))
+        best = (costs - f[ends[0]] - g[ends[1] - self.n]).argmin()
+        row, column = (x[best : best + 1] for x in ends)
+        self.add(row, column - self.n, costs[best : best + 1])
+        return int(others[nearest[best]])
 
     def spread(self, tree: "_Tree", weights: list[int]) -> None:
         """Add the tree's excess to its columns, in proportion to their weights."""

@@ -49,13 +49,14 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     g = np.concatenate(([0.0], np.cumsum(change[~down]))) + along[0]
     # What the rounding of sums and costs could break of f_i + g_j <= C_ij.
     span = float(torch.maximum(x[-1], y[-1]) - torch.minimum(x[0], y[0])) ** power
-    f = f - 8 * EPS * (np.abs(f).max() + np.abs(g).max() + span)
+    slack = 8 * EPS * (np.abs(f).max() + np.abs(g).max() + span)
+    f = f - slack
     f, g = (torch.from_numpy(z.astype(float)).to(a.device) for z in (f, g))
     rows, columns = order_x.cpu().numpy()[rows], order_y.cpu().numpy()[columns]
     f = torch.empty_like(f).index_copy(0, order_x, f)
     g = torch.empty_like(g).index_copy(0, order_y, g)
     arcs = settle(cost, (rows, columns, mass, along), a, b, f, g)
-    return Flow(*arcs, f, g, tolerance=0.0)
+    return Flow(*arcs, f, g, tolerance=slack)
 
 
 def is_monge(C: torch.Tensor) -> bool:
