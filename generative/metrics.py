@@ -5,6 +5,7 @@ import math
 import numpy as np
 import ot
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
@@ -54,25 +55,29 @@ def sliced_w2(x: Tensor, y: Tensor) -> float:
 
 def mmd(x: Tensor, y: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3), of the first
-    1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them.
+    1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them
+    that differ.
     """
     x, y = _array(x[:FEW]), _array(y[:FEW])
     n, m = len(x), len(y)
-    squares = euclidean_distances(np.concatenate((x, y)), squared=True)
-    K = np.exp(-squares / (2 * np.median(squares[np.triu_indices(n + m, 1)])))
-    within = (K[:n, :n].sum() - n) / (n * (n - 1)) + (K[n:, n:].sum() - m) / (m * (m - 1))
+    squares = pdist(np.concatenate((x, y)), "sqeuclidean")  # exactly 0 between equal points
+    if not squares.any():
+        return 0.0
+    K = squareform(np.exp(-squares / (2 * np.median(squares[squares > 0]))))  # 0 on the diagonal
+    within = K[:n, :n].sum() / (n * (n - 1)) + K[n:, n:].sum() / (m * (m - 1))
     return float(within - 2 * K[:n, n:].mean())
 
 
-def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float:
+def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float | None:
     """KL(law of x | law of y) by distances to the k-th nearest neighbours (Wang, Kulkarni, Verdu
-    2009, section III; Perez-Cruz 2008).
+    2009, section III; Perez-Cruz 2008); None where points repeat, so that there is no density.
     """
     x, y = _array(x), _array(y)
     own = cKDTree(x).query(x, k + 1)[0][:, k]
     other = cKDTree(y).query(x, k)[0].reshape(len(x), -1)[:, -1]
-    ratio = np.log(np.maximum(other, 1e-300) / np.maximum(own, 1e-300))
-    return float(x.shape[1] * ratio.mean() + math.log(len(y) / (len(x) - 1)))
+    if not (own.all() and other.all()):
+        return None
+    return float(x.shape[1] * np.log(other / own).mean() + math.log(len(y) / (len(x) - 1)))
 
 
 def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
