@@ -19,7 +19,7 @@ FEW = 1000  # for the distances between all of them
 def wasserstein_distances(
     x: Tensor, y: Tensor, points: int | None = None, orders: tuple[int, ...] = (1, 2)
 ) -> tuple[float, ...]:
-    """W1 and W2 between two sets of points, exact, in units of the data.
+    """W1 and W2 between two sets of points, exact, in the points' units.
 
     On the line of all points; otherwise of the first `points` of each set, by default 5,000.
 
@@ -101,12 +101,15 @@ def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
     }
 
 
-def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str, float]:
-    """Every metric of samples x against data y; `_floor`: of two sets of data, other and y."""
+def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str, float | None]:
+    """Every metric of samples x against data y, all in standard units; `_floor`: of two sets of
+    data, other and y. Distances (W1, W2, sliced W2) come in the data's units.
+    """
     found = {}
     for ends, z in (("", x), ("_floor", other)):
-        found["w1" + ends], found["w2" + ends] = wasserstein_distances(z, y)
-        found["sliced_w2" + ends] = sliced_w2(z[:POINTS], y[:POINTS])
+        w1, w2 = wasserstein_distances(z, y)
+        found["w1" + ends], found["w2" + ends] = target.scale * w1, target.scale * w2
+        found["sliced_w2" + ends] = target.scale * sliced_w2(z[:POINTS], y[:POINTS])
         found["mmd" + ends] = mmd(z, y)
         found["kl" + ends] = kl_divergence(z[:POINTS], y[:POINTS])
     if target.centres is not None:
