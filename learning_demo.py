@@ -37,6 +37,7 @@ from generative.batches import lattice
 from generative.checkpoints import (
     claimed,
     ctrl_c_asks,
+    device_name,
     load_checkpoint,
     new_run_folder,
     plain,
@@ -95,7 +96,7 @@ class Config:
     show: bool = True  # show the fit in a window while it trains, where there is a display
 
     def __post_init__(self):
-        """NumPy's numbers, paths and devices as a file keeps them."""
+        """Turn NumPy's numbers, paths and devices into what a file keeps."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, plain(getattr(self, field.name)))
 
@@ -160,7 +161,7 @@ class Training:
     )  # layers draw from torch's own generator before they get ours
     def __init__(self, config: Config):
         self.config = config
-        self.device = torch.device(_device_name(config.device))
+        self.device = torch.device(device_name(config.device))
         self.target = open_target(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.data = self.target.draw(config.data_size, self.rng)
@@ -241,7 +242,7 @@ class Training:
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """Of the sampler, on the CPU, with the mean and standard deviation in the data's units."""
+        """The sampler's, on the CPU; their mean and standard deviation are in the data's units."""
         weights = {name: weight.cpu() for name, weight in self.sampler().state_dict().items()}
         mean = torch.from_numpy(self.target.in_data_units(weights["mean"].numpy()))
         return weights | {"mean": mean, "std": self.target.scale * weights["std"].double()}
@@ -457,7 +458,7 @@ def _title(config: Config, row: dict) -> str:
 
 def _settled(config: Config, own_defaults: bool) -> Config:
     """The settings that a run works with, checked."""
-    config = dataclasses.replace(config)  # as a file keeps them, whatever was assigned since
+    config = dataclasses.replace(config)  # fields may have been assigned since it was made
     if config.data_path and isinstance(config.data_path, str):
         config.data_path = os.path.abspath(config.data_path)
     if config.resume:
@@ -490,7 +491,8 @@ def _resumed(config: Config) -> Config:
 
 
 def with_own_defaults(config: Config) -> Config:
-    """The objective's own defaults, mostly its authors', where fields are as they ship.
+    """These settings, with the objective's own defaults (mostly its authors') where fields are as
+    they ship.
 
     Raises
     ------
@@ -509,7 +511,13 @@ def with_own_defaults(config: Config) -> Config:
 
 
 def config_for(objective: str, **changes) -> Config:
-    """Config with the objective's own defaults and these changes; ValueError as above."""
+    """Config with the objective's own defaults and these changes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such objective.
+    """
     return dataclasses.replace(with_own_defaults(Config(objective=objective)), **changes)
 
 
@@ -553,7 +561,7 @@ def saved_config(folder: str) -> Config:
     except (OSError, TypeError, ValueError) as error:  # not text, not JSON, or unknown fields
         raise ValueError(f"resume: {path} cannot be read: {error}") from None
     try:
-        _device_name(saved.device)
+        device_name(saved.device)
     except ValueError:
         saved.device = Config.device
     return dataclasses.replace(saved, resume=folder, show=Config.show)
@@ -621,18 +629,8 @@ def check(config: Config) -> Target:
     target = open_target(config)
     if config.x_dim not in (0, target.dim):
         raise ValueError(f"x_dim: got {config.x_dim}; {_name(config)} accepts {target.dim}")
-    _device_name(config.device)
+    device_name(config.device)
     return target
-
-
-def _device_name(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
-    return name
 
 
 def main() -> None:

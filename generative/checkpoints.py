@@ -1,4 +1,4 @@
-"""Run folders, files that are either whole or not there, and settings as files keep them."""
+"""What a run stands on: its folder, files that are whole or not there, plain settings, a device."""
 
 import io
 import json
@@ -131,6 +131,17 @@ def plain(value: object) -> object:
     if isinstance(value, (os.PathLike, torch.device)):
         return str(value)
     return value
+
+
+def device_name(name: str) -> str:
+    """The device of that name, "auto" being a GPU if there is one; ValueError if it is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
+    return name
 
 
 @contextmanager
