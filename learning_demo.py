@@ -511,13 +511,7 @@ def with_own_defaults(config: Config) -> Config:
 
 
 def config_for(objective: str, **changes) -> Config:
-    """Config with the objective's own defaults and these changes.
-
-    Raises
-    ------
-    ValueError
-        If there is no such objective.
-    """
+    """Config with an objective's own defaults and these changes; ValueError if it is unknown."""
     return dataclasses.replace(with_own_defaults(Config(objective=objective)), **changes)
 
 
