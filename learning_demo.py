@@ -15,6 +15,8 @@ objectives are there to compare; each is a short file in generative/objectives.
 import csv
 import dataclasses
 import json
+import os
+import shlex
 import sys
 import threading
 import time
@@ -31,11 +33,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from generative import plots
+from generative.batches import lattice
 from generative.checkpoints import (
+    claimed,
     ctrl_c_asks,
+    device_name,
     load_checkpoint,
     new_run_folder,
+    plain,
     save_checkpoint,
+    write_json,
     written_whole,
 )
 from generative.metrics import all_metrics, wasserstein_distances
@@ -64,7 +71,7 @@ class Config:
     num_proximal: int = 32  # IPOT iterations for each plan
     updates_per_plan: int = 1  # updates of the generator that follow each plan
     target_batchsize: int = 0  # data in a minibatch, for a sharper fit; 0: as many as batchsize
-    reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance
+    reg: float = 0.1  # sinkhorn's regularisation, in units of squared distance (standard units)
     debiased: bool = True  # whether sinkhorn's cost is debiased; plain, its samples shrink
     n_critic: int = 5  # steps of a critic for each of the generator; assignment: rounds
     critic_lr: float = 0.0  # a critic's learning rate; 0: lr
@@ -88,6 +95,11 @@ class Config:
     resume: str = ""  # folder of a run to go on with; its own settings apply, but epochs may grow
     show: bool = True  # show the fit in a window while it trains, where there is a display
 
+    def __post_init__(self):
+        """Turn NumPy's numbers, paths and devices into what a file keeps."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, plain(getattr(self, field.name)))
+
 
 # What Config ships with where objectives have defaults of their own: these apply to fields that are
 # still so. What you edit above, or say on the command line, stays as you want it.
@@ -107,8 +119,8 @@ SHIPPED = {
 class Generator(nn.Module):
     """Noise to samples: three linear layers with BatchNorm and LeakyReLU between them.
 
-    The data's mean and standard deviation scale the output, so that the layers work in standard
-    units whatever the target's are.
+    The data's mean and standard deviation scale the output. Samples are in the units of these two:
+    the target's standard units in training, the data's own, in float64, with those of generator.pt.
     """
 
     def __init__(self, z_dim: int, g_dim: int, x_dim: int):
@@ -122,8 +134,8 @@ class Generator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Linear(g_dim // 2, x_dim),
         )
-        self.register_buffer("mean", torch.zeros(x_dim))
-        self.register_buffer("std", torch.ones(x_dim))
+        self.register_buffer("mean", torch.zeros(x_dim, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(x_dim, dtype=torch.float64))
 
     def initialise(self, data: Tensor, rng: torch.Generator) -> None:
         """Xavier normal weights, zero biases; mean and standard deviation of data (n, x_dim)."""
@@ -131,8 +143,7 @@ class Generator(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight, generator=rng)
                 nn.init.zeros_(layer.bias)
-        self.mean.copy_(data.mean(0))
-        self.std.copy_(data.std(0))
+        self.mean, self.std = data.mean(0), data.std(0)
 
     def forward(self, z: Tensor) -> Tensor:
         """Noise (n, z_dim) to samples (n, x_dim)."""
@@ -140,11 +151,17 @@ class Generator(nn.Module):
 
 
 class Training:
-    """All state of a run: what a checkpoint holds and an update changes."""
+    """All state of a run: what a checkpoint holds and an update changes.
 
+    Data and samples are in the target's standard units, distances in the history in the data's.
+    """
+
+    @torch.random.fork_rng(
+        devices=()
+    )  # layers draw from torch's own generator before they get ours
     def __init__(self, config: Config):
         self.config = config
-        self.device = torch.device(_device_name(config.device))
+        self.device = torch.device(device_name(config.device))
         self.target = open_target(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.data = self.target.draw(config.data_size, self.rng)
@@ -224,6 +241,13 @@ class Training:
         return self.averaged.module.eval()
 
     @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """The sampler's, on the CPU; their mean and standard deviation are in the data's units."""
+        weights = {name: weight.cpu() for name, weight in self.sampler().state_dict().items()}
+        mean = torch.from_numpy(self.target.in_data_units(weights["mean"].numpy()))
+        return weights | {"mean": mean, "std": self.target.scale * weights["std"].double()}
+
+    @torch.no_grad()
     def mapped_grid(self) -> np.ndarray:
         """Where the generator takes the lines of a square grid in two dimensions of noise."""
         reach = 1.0 if self.config.latent == "uniform" else 2.0
@@ -256,7 +280,7 @@ class Training:
         x, y, _ = self.sample(20000, seed=2)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
-        w1, w2 = wasserstein_distances(x, y, points=1000)
+        w1, w2 = (self.target.scale * w for w in wasserstein_distances(x, y, points=1000))
         self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
         self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
 
@@ -274,6 +298,7 @@ class Training:
             "position": self.position,
             "rng": self.rng.get_state(),
             "device": self.device.type,
+            "data": self.target.digest,
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
@@ -281,71 +306,82 @@ class Training:
         }
 
     def restore(self, state: dict) -> None:
-        """Go back to a checkpoint; ValueError if it was made on another kind of device."""
-        if state["device"] != self.device.type:
-            raise ValueError(
-                f"device: got {self.device.type}, but the run was trained on {state['device']}, "
-                f"whose random numbers differ"
-            )
-        self.generator.load_state_dict(state["generator"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.objective.load_state_dict(state["objective"])
-        self.updates, self.position = state["updates"], state["position"]
-        self.rng.set_state(state["rng"].cpu())
-        self.epoch, self.seconds = state["epoch"], state["seconds"]
-        self.history, self.frames = state["history"], state["frames"]
-        self.logged = state["logged"]
+        """Go back to a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If it was made on another kind of device, with other data or by another version.
+        """
+        try:
+            if state["device"] != self.device.type:
+                raise ValueError(
+                    f"device: got {self.device.type}, but the run was trained on "
+                    f"{state['device']}, whose random numbers differ; its generator.pt gives "
+                    f"samples on any device"
+                )
+            if state.get("data") != self.target.digest:
+                raise ValueError(
+                    f"data_path: {self.config.data_path} is not what the run was trained on; it "
+                    f"has changed since, or the run was made by an earlier version"
+                )
+            self.generator.load_state_dict(state["generator"])
+            self.averaged.load_state_dict(state["averaged"])
+            self.objective.load_state_dict(state["objective"])
+            self.updates, self.position = state["updates"], state["position"]
+            self.rng.set_state(state["rng"].cpu())
+            self.epoch, self.seconds = state["epoch"], state["seconds"]
+            self.history, self.frames = state["history"], state["frames"]
+            self.logged = state["logged"]
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the checkpoint does not fit the run's settings: {reason}") from None
 
 
-def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Points (n, dim) that fill the unit cube evenly: a lattice with a random shift (Cranley,
-    Patterson 1976), so that each of them is uniform.
-
-    Independent noise has gaps and clusters, for which minibatch plans move points between modes.
-    The steps are powers of the root r of x^(dim + 1) = x + 1, the golden ratio for dim = 1.
-    """
-    r = 1.5
-    for _ in range(60):
-        r = (1 + r) ** (1 / (dim + 1))
-    steps = r ** -torch.arange(1, dim + 1, dtype=torch.float64, device=rng.device)
-    shift = torch.rand(dim, generator=rng, dtype=torch.float64, device=rng.device)
-    count = torch.arange(n, dtype=torch.float64, device=rng.device)[:, None]
-    return torch.frac(count * steps + shift).float()
-
-
-def train(config: Config) -> dict:
+def train(config: Config, own_defaults: bool = True) -> dict:
     """Run or resume a training; write everything to the run's folder and return the metrics.
+
+    Parameters
+    ----------
+    own_defaults : bool
+        Whether fields of a new run that have the value they ship with take the objective's own
+        default, as on the command line; False takes the settings as they are.
 
     Raises
     ------
     ValueError
-        If a setting cannot be used, before anything is written; or if the training breaks down,
-        and then its last checkpoint stays.
+        If a setting or the data cannot be used, before anything is written; if the folder is in
+        use or cannot be written to; or if the training breaks down. The last checkpoint stays.
     KeyboardInterrupt
         After Ctrl-C and the end of the epoch, with the command that resumes the run; a second
         Ctrl-C does not wait for the end.
     """
-    config, folder = _open_run(config)
+    config = _settled(config, own_defaults)
     run = Training(config)
-    if (folder / "checkpoint.pt").exists():
-        run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
-        print(f"Resuming {folder} after epoch {run.epoch}")
-    else:
-        print(f"Writing to {folder}")
-    _write_json(folder / "config.json", dataclasses.asdict(config))
-
-    try:
-        with ctrl_c_asks() as stop:
-            return _fit(run, folder, stop)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"python learning_demo.py --resume {folder}") from None
+    folder = Path(config.resume or new_run_folder(config.output_dir, _name(config)))
+    with claimed(folder):
+        if (folder / "checkpoint.pt").exists():
+            run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
+            print(f"Resuming {folder} after epoch {run.epoch}")
+        elif (folder / "metrics.json").exists():
+            raise ValueError(f"resume: the finished run in {folder} has lost its checkpoint.pt")
+        else:
+            tell_own_defaults(config)
+            print(f"Writing to {folder}")
+        write_json(folder / "config.json", dataclasses.asdict(config))
+        try:
+            with ctrl_c_asks() as stop:
+                return _fit(run, folder, stop)
+        except KeyboardInterrupt:
+            words = sys.executable, os.path.abspath(__file__), "--resume", os.path.abspath(folder)
+            raise KeyboardInterrupt(shlex.join(words)) from None
 
 
 def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
     """Train to the last epoch, with figures and checkpoints on the way."""
     config = run.config
-    fit = plots.fit_plot(run.target, plt.figure(figsize=plots.SIZE, layout="constrained"))
     live = config.show and plots.has_display()
+    fit = plots.fit_plot(run.target, plots.fit_figure(live))
     if live:
         fit.figure.show()
     started = time.perf_counter() - run.seconds
@@ -366,7 +402,7 @@ def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
             progress.update()
             if look:
                 row = run.history[-1]
-                progress.set_postfix(loss=f"{row['loss']:.4f}", W1=f"{row['w1']:.4f}")
+                progress.set_postfix(loss=f"{row['loss']:.3g}", W1=f"{row['w1']:.3g}")
                 fit.show(run.frames[-1], _title(config, row))
                 if live:
                     fit.refresh_window()
@@ -380,8 +416,6 @@ def _fit(run: Training, folder: Path, stop: threading.Event) -> dict:
     metrics = _finish(run, fit, folder, started)
     if live:
         fit.refresh_window()
-    else:
-        plt.close("all")
     return metrics
 
 
@@ -396,51 +430,54 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
         writer = csv.DictWriter(file, fieldnames=list(run.history[0]))
         writer.writeheader()
         writer.writerows(run.history)
-    with written_whole(folder / "generator.pt") as path:
-        torch.save(run.sampler().state_dict(), path)
+    save_checkpoint(folder / "generator.pt", run.weights())
 
-    title = f"{_name(config)}: W1 {w1:.4f}, between two target samples {w1_floor:.4f}"
+    title = f"{_name(config)}: W1 {w1:.3g}, between two target samples {w1_floor:.3g}"
     fit.show(plots.frame(x.cpu().numpy(), run.target), title)
     plots.save_figure(fit.figure, folder / "final.png")
-    figure = plots.curves(run.history, w1_floor)
-    plots.save_figure(figure, folder / "curves.png")
+    plots.save_figure(plots.curves(run.history, w1_floor, run.target), folder / "curves.png")
     if run.target.dim == config.z_dim == 2:
         plots.save_figure(plots.noise_map(run.mapped_grid(), run.target), folder / "map.png")
     titles = [_title(config, row) for row in run.history]
     plots.save_animation(run.frames, titles, run.target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     print(
-        f"{folder}: W1 {w1:.4f} to fresh samples (two target samples: {w1_floor:.4f}) after "
+        f"{folder}: W1 {w1:.3g} to fresh samples (two target samples: {w1_floor:.3g}) after "
         f"{metrics['steps']} steps in {metrics['seconds']:.0f} s; see {folder / 'final.png'}"
     )
     return metrics
 
 
 def _title(config: Config, row: dict) -> str:
-    return f"{_name(config)}, epoch {row['epoch']}: W1 {row['w1']:.4f}"
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    return f"{_name(config)}, epoch {row['epoch']}: W1 {row['w1']:.3g}"
 
 
 # ------------------------------------------------------------------------------ settings
 
 
-def _open_run(config: Config) -> tuple[Config, Path]:
-    """Checked settings and the folder to work in."""
-    if not config.resume:
-        x_dim, z_dim = check(config).dim, config.z_dim
-        if OBJECTIVES[config.objective].maps_source:
-            z_dim = max(x_dim, z_dim)
-        config = dataclasses.replace(config, x_dim=x_dim, z_dim=z_dim)
-        return config, new_run_folder(config.output_dir, _name(config))
+def _settled(config: Config, own_defaults: bool) -> Config:
+    """The settings that a run works with, checked."""
+    config = dataclasses.replace(config)  # fields may have been assigned since it was made
+    if config.data_path and isinstance(config.data_path, str):
+        config.data_path = os.path.abspath(config.data_path)
+    if config.resume:
+        return _resumed(config)
+    if own_defaults:
+        config = with_own_defaults(config)
+    x_dim, z_dim = check(config).dim, config.z_dim
+    if OBJECTIVES[config.objective].maps_source:
+        z_dim = max(x_dim, z_dim)
+    return dataclasses.replace(config, x_dim=x_dim, z_dim=z_dim)
+
+
+def _resumed(config: Config) -> Config:
+    """Settings to go on with, checked against those of the run."""
     saved = saved_config(config.resume)
     for field in dataclasses.fields(Config):
         given, kept = getattr(config, field.name), getattr(saved, field.name)
-        if field.name not in ("epochs", "show") and given != kept:
+        # Data elsewhere and another device are compared with the checkpoint.
+        if field.name not in ("epochs", "show", "data_path", "device") and given != kept:
             raise ValueError(
                 f"{field.name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
                 f"a resumed run keeps its settings"
@@ -450,25 +487,32 @@ def _open_run(config: Config) -> tuple[Config, Path]:
         raise ValueError(
             f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
         )
-    return config, Path(config.resume)
+    return config
 
 
-def config_for(objective: str, **changes) -> Config:
-    """Config with the objective's own defaults, mostly its authors', and these changes.
+def with_own_defaults(config: Config) -> Config:
+    """These settings, with the objective's own defaults (mostly its authors') where fields are as
+    they ship.
 
     Raises
     ------
     ValueError
         If there is no such objective.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective: got {objective!r}; accepts {', '.join(OBJECTIVES)}")
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
     own = {
         name: value
-        for name, value in OBJECTIVES[objective].defaults.items()
-        if getattr(Config, name) == SHIPPED.get(name, getattr(Config, name))
+        for name, value in OBJECTIVES[config.objective].defaults.items()
+        if getattr(config, name) == getattr(Config, name)
+        and getattr(Config, name) == SHIPPED.get(name, getattr(Config, name))
     }
-    return Config(**{**own, **changes, "objective": objective})
+    return dataclasses.replace(config, **own)
+
+
+def config_for(objective: str, **changes) -> Config:
+    """Config with an objective's own defaults and these changes; ValueError if it is unknown."""
+    return dataclasses.replace(with_own_defaults(Config(objective=objective)), **changes)
 
 
 def tell_own_defaults(config: Config) -> None:
@@ -496,6 +540,8 @@ def _name(config: Config) -> str:
 def saved_config(folder: str) -> Config:
     """The settings to go on with the run in `folder`: its own; `epochs` may then be raised.
 
+    A device that this computer lacks becomes the default one, which can draw samples.
+
     Raises
     ------
     ValueError
@@ -506,8 +552,12 @@ def saved_config(folder: str) -> Config:
         saved = Config(**json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"resume: {folder} is not a run's folder (no config.json)") from None
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:  # not text, not JSON, or unknown fields
         raise ValueError(f"resume: {path} cannot be read: {error}") from None
+    try:
+        device_name(saved.device)
+    except ValueError:
+        saved.device = Config.device
     return dataclasses.replace(saved, resume=folder, show=Config.show)
 
 
@@ -519,6 +569,11 @@ def check(config: Config) -> Target:
     ValueError
         With the field, what it got and what it accepts.
     """
+    for field in dataclasses.fields(Config):
+        value, kinds = getattr(config, field.name), {str: "text", bool: "true or false"}
+        for kind, accepted in kinds.items():
+            if isinstance(field.default, kind) and not isinstance(value, kind):
+                raise ValueError(f"{field.name}: got {value!r}; accepts {accepted}")
     names = {
         "data_type": TARGETS,
         "objective": OBJECTIVES,
@@ -568,18 +623,8 @@ def check(config: Config) -> Target:
     target = open_target(config)
     if config.x_dim not in (0, target.dim):
         raise ValueError(f"x_dim: got {config.x_dim}; {_name(config)} accepts {target.dim}")
-    _device_name(config.device)
+    device_name(config.device)
     return target
-
-
-def _device_name(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
-    return name
 
 
 def main() -> None:
@@ -589,10 +634,7 @@ def main() -> None:
             default = saved_config(config.resume)
         else:
             default = config_for(config.objective)
-        config = tyro.cli(Config, description=__doc__, default=default)
-        if not config.resume:
-            tell_own_defaults(config)
-        train(config)
+        train(tyro.cli(Config, description=__doc__, default=default), own_defaults=False)
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}")
     except KeyboardInterrupt as stop:

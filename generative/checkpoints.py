@@ -1,13 +1,18 @@
-"""Run folders, and files that are either whole or not there."""
+"""What a run stands on: its folder, files that are whole or not there, plain settings, a device."""
 
+import io
+import json
 import os
 import pickle
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 
 
@@ -35,20 +40,108 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
 
 
 @contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads out of a run's folder, by a lock that dies with its holder.
+
+    What a killed process left half-written is cleared first. A folder that is still empty at the
+    end is removed.
+
+    Raises
+    ------
+    ValueError
+        If the folder is in use or cannot be written to.
+    """
+    path = folder / ".lock"
+    try:
+        file = open(path, "ab")
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    with file:
+        if not _locked(file) or not _is_at(path, file):
+            raise ValueError(f"{folder} is in use by another process")
+        try:
+            for left in folder.glob(".*.partial*"):
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps an open file, which bars nobody once closed
+                path.unlink()
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether an open file could be locked; True also on a file system without locks."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, (BlockingIOError, PermissionError))
+    return True
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether the open file is still the one at `path`, not one that its last holder removed."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+@contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, and put it in place once that succeeded.
 
-    The file at `path` is the old one or the new one at every moment, also through a power cut.
+    The file at `path` is the old one or the new one at every moment, also through a power cut and
+    with several writers.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be written, as on a full disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write numbers, texts, None, lists and dicts of them; ValueError for NaN and infinity."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def plain(value: object) -> object:
+    """A setting as a file keeps it: a NumPy number as Python's, a path or a device as text."""
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, (os.PathLike, torch.device)):
+        return str(value)
+    return value
+
+
+def device_name(name: str) -> str:
+    """The device of that name, "auto" being a GPU if there is one; ValueError if it is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
+    return name
 
 
 @contextmanager
@@ -75,9 +168,11 @@ def ctrl_c_asks() -> Iterator[threading.Event]:
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Write tensors, numbers, lists and dicts of them."""
+    """Write tensors, numbers, lists and dicts of them; ValueError if that fails."""
+    buffer = io.BytesIO()  # torch's own writer hides what the system says, such as a full disk
+    torch.save(state, buffer)
     with written_whole(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path, device: torch.device) -> dict:
@@ -89,7 +184,10 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict:
         If the file is not a checkpoint.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict):
+            raise RuntimeError(f"it holds {type(state).__name__}")
+        return state
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a checkpoint that can be read: {reason}") from None

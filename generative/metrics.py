@@ -5,6 +5,7 @@ import math
 import numpy as np
 import ot
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
@@ -18,7 +19,7 @@ FEW = 1000  # for the distances between all of them
 def wasserstein_distances(
     x: Tensor, y: Tensor, points: int | None = None, orders: tuple[int, ...] = (1, 2)
 ) -> tuple[float, ...]:
-    """W1 and W2 between two sets of points, exact, in units of the data.
+    """W1 and W2 between two sets of points, exact, in the points' units.
 
     On the line of all points; otherwise of the first `points` of each set, by default 5,000.
 
@@ -54,25 +55,29 @@ def sliced_w2(x: Tensor, y: Tensor) -> float:
 
 def mmd(x: Tensor, y: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3), of the first
-    1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them.
+    1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them
+    that differ.
     """
     x, y = _array(x[:FEW]), _array(y[:FEW])
     n, m = len(x), len(y)
-    squares = euclidean_distances(np.concatenate((x, y)), squared=True)
-    K = np.exp(-squares / (2 * np.median(squares[np.triu_indices(n + m, 1)])))
-    within = (K[:n, :n].sum() - n) / (n * (n - 1)) + (K[n:, n:].sum() - m) / (m * (m - 1))
+    squares = pdist(np.concatenate((x, y)), "sqeuclidean")  # exactly 0 between equal points
+    if not squares.any():
+        return 0.0
+    K = squareform(np.exp(-squares / (2 * np.median(squares[squares > 0]))))  # 0 on the diagonal
+    within = K[:n, :n].sum() / (n * (n - 1)) + K[n:, n:].sum() / (m * (m - 1))
     return float(within - 2 * K[:n, n:].mean())
 
 
-def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float:
+def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float | None:
     """KL(law of x | law of y) by distances to the k-th nearest neighbours (Wang, Kulkarni, Verdu
-    2009, section III; Perez-Cruz 2008).
+    2009, section III; Perez-Cruz 2008); None where points repeat, so that there is no density.
     """
     x, y = _array(x), _array(y)
     own = cKDTree(x).query(x, k + 1)[0][:, k]
     other = cKDTree(y).query(x, k)[0].reshape(len(x), -1)[:, -1]
-    ratio = np.log(np.maximum(other, 1e-300) / np.maximum(own, 1e-300))
-    return float(x.shape[1] * ratio.mean() + math.log(len(y) / (len(x) - 1)))
+    if not (own.all() and other.all()):
+        return None
+    return float(x.shape[1] * np.log(other / own).mean() + math.log(len(y) / (len(x) - 1)))
 
 
 def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
@@ -96,12 +101,15 @@ def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
     }
 
 
-def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str, float]:
-    """Every metric of samples x against data y; `_floor`: of two sets of data, other and y."""
+def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str, float | None]:
+    """Every metric of samples x against data y, all in standard units; `_floor`: of two sets of
+    data, other and y. Distances (W1, W2, sliced W2) come in the data's units.
+    """
     found = {}
     for ends, z in (("", x), ("_floor", other)):
-        found["w1" + ends], found["w2" + ends] = wasserstein_distances(z, y)
-        found["sliced_w2" + ends] = sliced_w2(z[:POINTS], y[:POINTS])
+        w1, w2 = wasserstein_distances(z, y)
+        found["w1" + ends], found["w2" + ends] = target.scale * w1, target.scale * w2
+        found["sliced_w2" + ends] = target.scale * sliced_w2(z[:POINTS], y[:POINTS])
         found["mmd" + ends] = mmd(z, y)
         found["kl" + ends] = kl_divergence(z[:POINTS], y[:POINTS])
     if target.centres is not None:

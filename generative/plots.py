@@ -1,5 +1,6 @@
 """Figures of the training script."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def has_display() -> bool:
     return plt.get_backend().lower() in {name.lower() for name in interactive}
 
 
+def fit_figure(live: bool) -> Figure:
+    """An empty figure for the fit: pyplot's own to show in a window, or one that it never sees.
+
+    pyplot's current figure stays what it was.
+    """
+    if not live:
+        return Figure(figsize=SIZE, layout="constrained")
+    before = plt.gcf() if plt.get_fignums() else None
+    figure = plt.figure(figsize=SIZE, layout="constrained")
+    if before is not None:
+        plt.figure(before)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; the path's suffix names the format."""
     with written_whole(path) as temporary:
@@ -41,15 +56,52 @@ def save_gif(images: Sequence[Image.Image], durations: Sequence[int], path: Path
         first.save(temporary, save_all=True, append_images=rest, duration=list(durations), loop=0)
 
 
+def length_unit(target: Target) -> float:
+    """The length that figures count in: 1, or a power of ten where numbers would be long."""
+    width = max(high - low for low, high in target.window)
+    return 1.0 if 1e-2 <= width < 1e5 else 10.0 ** math.floor(math.log10(width))
+
+
+def _origins(target: Target) -> np.ndarray:
+    """What figures subtract from each coordinate: 0, or a round number where they lie far out."""
+    low, high = np.array(target.window).T
+    middle, width = (low + high) / 2, (high - low).max()
+    step = 10.0 ** math.floor(math.log10(width))
+    return np.where(abs(middle) > 1000 * width, np.round(middle / step) * step, 0.0)
+
+
+def _in_figure(shown: np.ndarray, target: Target) -> np.ndarray:
+    """Points (..., 1) or (..., 2) of the target in a figure's coordinates.
+
+    matplotlib cannot draw numbers that are very small, very large or nearly equal.
+    """
+    return (shown - _origins(target)) / length_unit(target)
+
+
+def _window(target: Target) -> list[np.ndarray]:
+    """The target's window, in a figure's coordinates."""
+    return list(_in_figure(np.array(target.window).T, target).T)
+
+
+def _labels(target: Target, *names: str) -> list[str]:
+    """Names of the coordinates, with what turns the data's units into a figure's coordinates."""
+    labels, unit = [], length_unit(target)
+    for name, origin in zip(names, _origins(target)):
+        label = f"({name} - {origin:.15g})" if origin else name
+        labels.append(label if unit == 1 else f"{label} / {unit:g}")
+    return labels
+
+
 def frame(samples: np.ndarray, target: Target) -> np.ndarray:
-    """What a figure shows of samples (n, dim).
+    """What a figure shows of samples (n, dim) in standard units.
 
     On the line their density in equal bins over the target's window, shape (BINS,), where what lies
     outside the window counts in the total; otherwise the first ones on the plane, shape (DOTS, 2).
     """
     if target.dim > 1:
-        return target.shown(samples[:DOTS]).round(4)
-    counts, edges = np.histogram(samples, bins=BINS, range=target.window[0])
+        return _in_figure(target.shown(samples[:DOTS]), target).round(6)
+    shown = _in_figure(target.shown(samples), target)
+    counts, edges = np.histogram(shown, bins=BINS, range=_window(target)[0])
     return counts / (len(samples) * np.diff(edges))
 
 
@@ -63,16 +115,17 @@ class FitPlot:
 
     def __init__(self, target: Target, figure: Figure):
         self.figure, self._axes = figure, figure.subplots()
-        (window,) = target.window
+        (window,) = _window(target)
         edges = np.linspace(*window, BINS + 1)
         x = np.linspace(*window, 600)
-        density = target.density(x)
+        unit, (origin,) = length_unit(target), _origins(target)
+        density = unit * target.density(origin + unit * x)
         self._bars = self._axes.stairs(
             np.zeros(BINS), edges, fill=True, color=GENERATED, label="generated samples"
         )
         self._axes.plot(x, density, color=TARGET, linewidth=2, label="target density")
         self._axes.set(xlim=window, ylim=(0, 1.6 * density.max()))
-        self._axes.set(xlabel="x", ylabel="density")
+        self._axes.set(xlabel=_labels(target, "x")[0], ylabel="density")
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(loc="upper right", frameon=False)
         self._axes.spines[["top", "right"]].set_visible(False)
@@ -80,7 +133,11 @@ class FitPlot:
     def show(self, frame: np.ndarray, title: str) -> None:
         """Set what :func:`frame` gave, and the title."""
         self._bars.set_data(values=frame)
-        self._axes.set_title(title, loc="left", fontsize=11)
+        self._set_title(title)
+
+    def _set_title(self, title: str) -> None:
+        """A title in which a file's name may hold dollar signs."""
+        self._axes.set_title(title, loc="left", fontsize=11, parse_math=False)
 
     def refresh_window(self) -> None:
         """Bring the window up to date without waiting for anything; do nothing if it is closed."""
@@ -96,7 +153,7 @@ class PlaneFitPlot(FitPlot):
 
     def __init__(self, target: Target, figure: Figure):
         self.figure, self._axes = figure, figure.subplots()
-        horizontal, vertical = target.window
+        horizontal, vertical = _window(target)
         if target.centres is not None:
             for centre, sd in zip(target.centres, target.sd):
                 circle = Circle(centre, 3 * sd, fill=False, edgecolor=TARGET, zorder=3)
@@ -111,7 +168,7 @@ class PlaneFitPlot(FitPlot):
                 target.density(x) ** 0.5, extent=extent, origin="lower", aspect="auto", **colours
             )
         else:
-            y = target.shown(target.draw(DOTS, torch.Generator().manual_seed(0)).numpy())
+            y = frame(target.draw(DOTS, torch.Generator().manual_seed(0)).numpy(), target)
             self._axes.plot(*y.T, ".", color=TARGET, markersize=2, alpha=0.4)
         (self._dots,) = self._axes.plot([], [], ".", color=GENERATED, markersize=3, alpha=0.3)
         handles = [
@@ -119,45 +176,62 @@ class PlaneFitPlot(FitPlot):
             for color, name in ((GENERATED, "generated samples"), (TARGET, "target"))
         ]
         self._axes.set(xlim=horizontal, ylim=vertical, aspect="equal")
+        names = ("x1", "x2")
         if target.projection is not None:
-            self._axes.set(xlabel="first principal component", ylabel="second")
+            names = ("first principal component", "second")
+        xlabel, ylabel = _labels(target, *names)
+        self._axes.set(xlabel=xlabel, ylabel=ylabel)
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(handles=handles, loc="upper right", fontsize=8)
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._dots.set_data(*np.asarray(frame).T)
-        self._axes.set_title(title, loc="left", fontsize=11)
+        self._set_title(title)
 
 
 def noise_map(lines: np.ndarray, target: Target) -> Figure:
-    """Where a generator takes a square grid in its noise; lines (count, points, 2), mapped."""
-    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    """Where a generator takes a square grid in its noise; lines (count, points, 2), mapped, in
+    standard units.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
     half = len(lines) // 2
-    for k, line in enumerate(lines):
+    for k, line in enumerate(_in_figure(target.shown(lines), target)):
         axes.plot(*line.T, linewidth=0.8, color=GENERATED if k < half else TARGET, alpha=0.7)
-    axes.set(xlim=target.window[0], ylim=target.window[1], aspect="equal")
+    (xlim, ylim), (xlabel, ylabel) = _window(target), _labels(target, "x1", "x2")
+    axes.set(xlim=xlim, ylim=ylim, xlabel=xlabel, ylabel=ylabel, aspect="equal")
     axes.set_title("A square grid in the noise, and where the generator takes it", loc="left")
     return figure
 
 
-def curves(history: Sequence[dict], w1_floor: float) -> Figure:
+def curves(history: Sequence[dict], w1_floor: float, target: Target) -> Figure:
     """Loss and Wasserstein distances against epochs; `history` as in history.csv."""
-    epochs = [row["epoch"] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    epochs, unit = [row["epoch"] for row in history], length_unit(target)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     losses = [row["loss"] for row in history]
     left.plot(epochs, losses, color=GENERATED)
-    left.set_yscale("log" if min(losses) > 0 else "linear")  # a critic's may be negative
-    left.set(title="Training loss", ylabel="loss")
-    right.plot(epochs, [row["w1"] for row in history], color=GENERATED, label="W1 to fresh samples")
-    right.plot(epochs, [row["w2"] for row in history], color="0.6", label="W2 to fresh samples")
-    right.axhline(w1_floor, color=TARGET, linestyle=":", label="W1 between two target samples")
-    right.set(title="Distance to the target", ylabel="distance in units of x", yscale="log")
+    left.set_yscale(_scale(losses))  # a critic's may be negative
+    left.set(title="Training loss", ylabel="loss in standard units")
+    distances = {name: [row[name] / unit for row in history] for name in ("w1", "w2")}
+    right.plot(epochs, distances["w1"], color=GENERATED, label="W1 to fresh samples")
+    right.plot(epochs, distances["w2"], color="0.6", label="W2 to fresh samples")
+    floor = w1_floor / unit  # 0 where two sets of data are equal
+    right.axhline(floor, color=TARGET, linestyle=":", label="W1 between two target samples")
+    right.set_yscale(_scale([*distances["w1"], *distances["w2"], floor]))
+    right.set(title="Distance to the target")
+    right.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _scale(values: Sequence[float]) -> str:
+    """Of an axis."""
+    return "log" if min(values) > 0 else "linear"
 
 
 def save_animation(

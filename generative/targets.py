@@ -1,5 +1,7 @@
 """Target distributions: how to draw from them, and their densities for the figures."""
 
+import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +14,23 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 LARGEST = 784  # dimensions of a user's data
+EXTREME = 1e303  # entries of a user's data up to it, spread from its inverse up
+LOST = 100  # float64's steps at the largest entry that the spread must have
 
 
 @dataclass(frozen=True)
 class Target:
     """A distribution on the line, on the plane, or of a user's data in more dimensions.
 
+    Samples are in standard units, in which a user's data have mean 0 and, on average over the
+    columns, variance 1. Training and distances keep to them; :meth:`in_data_units` leads back. All
+    other attributes are in the data's units. For the distributions of this file both are the same.
+
     Attributes
     ----------
     draw : function
-        `draw(n, generator)` gives independent samples, shape (n, dim), float32, on the generator's
-        device.
+        `draw(n, generator)` gives independent samples in standard units, shape (n, dim), float32,
+        on the generator's device.
     window : ((float, float), ...)
         For each dimension of the figures the part that they show.
     density : function or None
@@ -33,7 +41,11 @@ class Target:
     projection : array (dim, 2), or None
         In more than two dimensions the plane that figures show.
     held_out : array (m, dim), or None
-        A user's data that `draw` does not give, to compare samples with.
+        A user's data that `draw` does not give, in standard units, to compare samples with.
+    offset, scale : array (dim,) or 0.0, and float
+        The point that is 0 in standard units, and the length that is 1, the same for all columns.
+    digest : str or None
+        SHA-256 of a user's file.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -44,14 +56,22 @@ class Target:
     sd: np.ndarray | None = None
     projection: np.ndarray | None = None
     held_out: np.ndarray | None = None
+    offset: np.ndarray | float = 0.0
+    scale: float = 1.0
+    digest: str | None = None
 
     @property
     def dim(self) -> int:
         """Of a sample."""
         return len(self.window) if self.projection is None else len(self.projection)
 
+    def in_data_units(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (..., dim) in the data's own units, float64."""
+        return self.offset + self.scale * samples.astype(np.float64)
+
     def shown(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (n, dim) as figures show them, (n, 1) or (n, 2)."""
+        """Samples (..., dim) as figures show them, (..., 1) or (..., 2), in the data's units."""
+        samples = self.in_data_units(samples)
         return samples if self.projection is None else samples @ self.projection
 
     def two_sets(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -161,11 +181,19 @@ def from_file(path: str, seed: int) -> Target:
     Raises
     ------
     ValueError
-        If the file is no array of shape (n, d), n at least 100, d up to 784, of finite numbers.
+        If the file is no array of shape (n, d), n at least 100, d up to 784, of finite real
+        numbers, or if their spread is zero, too small or too large to compute with.
     """
-    rows = _read_rows(path)
+    rows, digest = _read_rows(path)
+    offset, scale = _units(rows, path)
     rows = rows[np.random.default_rng(seed).permutation(len(rows))]
+    exact, rows = rows, ((rows - offset) / scale).astype(np.float32)
     held_out, rows = np.split(rows, [len(rows) // 5])
+    if (rows == rows[0]).all() or 2 * _distinct(held_out) < _distinct(exact[: len(held_out)]):
+        raise ValueError(
+            f"data_path: the rows of {path} are equal in float32 but for a few that lie very far "
+            f"from them; leave those out"
+        )
     data = torch.from_numpy(rows)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
@@ -175,26 +203,35 @@ def from_file(path: str, seed: int) -> Target:
 
     projection = density = None
     if rows.shape[1] > 2:
-        projection = PCA(2, random_state=0).fit(rows).components_.T
+        projection = PCA(2, random_state=0).fit(rows).components_.T.astype(np.float64)
     if rows.shape[1] == 1:
-        density = rv_histogram(np.histogram(rows, bins="auto")).pdf
-    seen = rows if projection is None else rows @ projection
+        bins = int(2 * len(rows) ** (1 / 3))  # Rice's rule
+        histogram = rv_histogram(np.histogram(rows.astype(np.float64), bins))
+
+        def density(x: np.ndarray) -> np.ndarray:
+            return histogram.pdf((x - offset[0]) / scale) / scale
+
+    target = Target(
+        draw, (), density, projection=projection, held_out=held_out,
+        offset=offset, scale=scale, digest=digest,
+    )  # fmt: skip
+    seen = target.shown(rows)
     low, high = seen.min(0), seen.max(0)
-    margin = 0.1 * np.maximum(high - low, 1e-6 * np.maximum(abs(high), 1))
-    window = tuple(zip((low - margin).tolist(), (high + margin).tolist()))
-    return Target(draw, window, density, projection=projection, held_out=held_out)
+    margin = 0.1 * (high - low).max()
+    return replace(target, window=tuple(zip((low - margin).tolist(), (high + margin).tolist())))
 
 
-def _read_rows(path: str) -> np.ndarray:
-    """The array of a file, float32."""
+def _read_rows(path: str) -> tuple[np.ndarray, str]:
+    """The array of a file, float64, and the digest of the file."""
     accepted = f"accepts a .npy file of shape (n, d), n from 100 up, d up to {LARGEST}"
     try:
-        rows = np.load(Path(path), allow_pickle=False)
+        content = Path(path).read_bytes()
+        rows = np.load(io.BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"data_path: there is no file {path}; {accepted}") from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"data_path: {path} cannot be read ({error}); {accepted}") from None
-    if not isinstance(rows, np.ndarray) or not np.issubdtype(rows.dtype, np.number):
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biufc":
         kind = getattr(rows, "dtype", type(rows).__name__)
         raise ValueError(f"data_path: {path} holds {kind}, not numbers; {accepted}")
     if (
@@ -204,11 +241,40 @@ def _read_rows(path: str) -> np.ndarray:
         or not 0 < rows.shape[1] <= LARGEST
     ):
         raise ValueError(f"data_path: got {rows.dtype} of shape {rows.shape}; {accepted}")
-    with np.errstate(over="ignore"):
-        rows = rows.astype(np.float32)
+    with np.errstate(over="ignore"):  # of numbers longer than float64
+        rows = rows.astype(np.float64, order="C")
     if not np.isfinite(rows).all():
-        raise ValueError(f"data_path: {path} has entries that are not finite in float32")
-    return rows
+        raise ValueError(f"data_path: {path} has entries that are not finite")
+    return rows, hashlib.sha256(content).hexdigest()
+
+
+def _distinct(rows: np.ndarray) -> int:
+    """How many of the first 1,000 rows differ."""
+    return len(np.unique(rows[:1000], axis=0))
+
+
+def _units(rows: np.ndarray, path: str) -> tuple[np.ndarray, float]:
+    """Mean of rows (n, d), shape (d,), and their spread, the root of their columns' mean variance.
+
+    One scale for all columns keeps the geometry, as squared distances mix them.
+    """
+    largest = float(abs(rows).max())
+    if (rows == rows[0]).all():
+        raise ValueError(f"data_path: all rows of {path} are equal; accepts rows that differ")
+    relative = rows / largest  # sums of which cannot overflow, nor squares underflow
+    offset = largest * relative.mean(0)
+    scale = largest * float(np.sqrt(relative.var(0).mean()))
+    if largest > EXTREME or scale < 1 / EXTREME:
+        raise ValueError(
+            f"data_path: entries of {path} are up to {largest:.3g} and spread by {scale:.3g}; "
+            f"accepts entries up to {EXTREME:g} and a spread from {1 / EXTREME:g}"
+        )
+    if scale < LOST * np.spacing(largest):
+        raise ValueError(
+            f"data_path: the spread of {path}, {scale:.3g}, is lost in float64 beside entries up "
+            f"to {largest:.3g}; subtract what they have in common"
+        )
+    return offset, scale
 
 
 TARGETS = {

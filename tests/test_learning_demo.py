@@ -1,14 +1,18 @@
 """The training script: its contract with the user, its gradient, and what a stop costs."""
 
 import dataclasses
+import errno
 import json
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,7 +20,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import generative.metrics as metrics_module
-from generative.checkpoints import load_checkpoint
+from generative import plots
+from generative.checkpoints import claimed, load_checkpoint, save_checkpoint
 from generative.targets import TARGETS
 from learning_demo import Config, Generator, Training, check, main, saved_config, train
 
@@ -218,10 +223,12 @@ def test_a_killed_run_goes_on_from_its_last_figure(tmp_path):
 
 
 def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "learning_demo.py", "--output-dir", str(tmp_path), "--no-show"]
+    parent = tmp_path / 'it\'s a "$1" & ü'
+    parent.mkdir()
+    command = [sys.executable, str(ROOT / "learning_demo.py"), "--output-dir", "out", "--no-show"]
     command += ["--plot-interval", "400", "--data-size", "400", "--batchsize", "64"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     try:
         shown = ""
@@ -236,10 +243,15 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
         process.wait()
         process.stderr.close()
     assert process.returncode == 1
-    assert f"--resume {tmp_path / 'gaussian'}" in errors and "Traceback" not in errors
-    run = Training(saved_config(str(tmp_path / "gaussian")))
-    run.restore(load_checkpoint(tmp_path / "gaussian" / "checkpoint.pt", run.device))
+    assert "Traceback" not in errors
+    folder = parent / "out" / "gaussian"
+    run = Training(saved_config(folder))
+    run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
     assert 0 < run.epoch < 400  # a checkpoint where no figure was due
+    command = [*shlex.split(errors.split("To go on: ")[1]), "--no-show"]
+    with claimed(folder):
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stderr == f"learning_demo.py: {folder} is in use by another process\n"
 
 
 @pytest.mark.parametrize(
@@ -260,6 +272,8 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
         ({"z_dim": 0}, "z_dim: got 0"),
         ({"seed": -1}, "seed: got -1"),
         ({"device": "tpu9"}, "device: got 'tpu9'; accepts auto, cpu"),
+        ({"even": "no"}, "even: got 'no'; accepts true or false"),
+        ({"data_path": 5}, "data_path: got 5; accepts text"),
         ({"resume": "nowhere"}, "resume: nowhere is not a run's folder"),
     ],
 )
@@ -298,6 +312,201 @@ def test_a_training_that_breaks_down_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Generator, "forward", lambda self, z: self.mean + z[:, :1] * float("nan"))
     with pytest.raises(ValueError, match=r"training broke down in epoch 1 .*try a smaller lr"):
         train(small(tmp_path))
+
+
+def user_data(path, scale=1.0, offset=0.0, d=1):
+    rows = np.random.default_rng(0).normal(size=(500, d))
+    rows[::2, 0] += 4
+    np.save(path, offset + scale * rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("scale, offset", [(1e-300, 0), (1e-6, 0), (1e15, 1.7e18), (1e300, 0)])
+def test_a_run_is_the_same_in_all_units(tmp_path, scale, offset, d):
+    """Metrics, figures, drawn samples, and again after they were resumed."""
+    settings = {"lr": 3e-3, "epochs": 20, "plot_interval": 10}
+    found, frames = [], []
+    for name, units in (("plain", ()), ("other", (scale, offset))):
+        data = user_data(tmp_path / f"{name}.npy", *units, d=d)
+        metrics = train(small(tmp_path, data_path=data, **settings))
+        run = Training(saved_config(tmp_path / name))
+        weights_there = weights(tmp_path / name)
+        run.generator.load_state_dict(weights_there, assign=True)
+        samples = run.generator.eval()(run.noise(300, independent=True)).detach().numpy()
+        size, middle = units or (1.0, 0.0)
+        distances = np.array([metrics[name] for name in ("w1", "w2", "sliced_w2", "w1_floor")])
+        others = [metrics[name] for name in ("mmd", "kl")]
+        found.append((distances / size, others, (samples - middle) / size))
+        run.restore(load_checkpoint(tmp_path / name / "checkpoint.pt", run.device))
+        frames.append(np.array(run.frames[-1]))
+        shown = np.count_nonzero(frames[-1]) if d == 1 else len(np.unique(frames[-1], axis=0))
+        assert shown > 10
+    for plain, other in zip(*found):
+        np.testing.assert_allclose(other, plain, rtol=0.02, atol=0.02)
+    for row in history(tmp_path / "other"):
+        assert row["w1"] / scale < 3
+
+
+def test_titles_have_significant_digits(tmp_path, monkeypatch, capsys):
+    titles = []
+    show = plots.FitPlot.show
+    monkeypatch.setattr(plots.FitPlot, "show", lambda *args: (titles.append(args[2]), show(*args)))
+    data = user_data(tmp_path / "a$b_$c.npy", 1e-9)
+    metrics = train(small(tmp_path, data_path=data))
+    assert f"W1 {metrics['w1']:.3g}" in capsys.readouterr().out
+    assert titles[-1].startswith("a$b_$c, epoch 6: W1 ") and "e-" in titles[-1]
+
+
+@pytest.mark.parametrize("kind", ["zero-inflated", "binary", "counts", "repeated rows"])
+def test_metrics_of_ties_are_json(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    rows = {
+        "zero-inflated": np.where(rng.random((500, 1)) < 0.9, 0.0, rng.normal(size=(500, 1))),
+        "binary": (rng.random((500, 2)) < 0.3) * 1.0,
+        "counts": rng.poisson(1.0, (500, 1)),
+        "repeated rows": np.repeat(rng.normal(size=(25, 2)), 20, axis=0),
+    }[kind]
+    np.save(tmp_path / "mine.npy", rows)
+    metrics = train(small(tmp_path, data_path=tmp_path / "mine.npy", epochs=2))
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    text = (tmp_path / "mine" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == metrics
+    assert metrics["kl_floor"] is None and abs(metrics["mmd_floor"]) < 0.1 < metrics["mmd"] + 0.2
+
+
+@pytest.mark.parametrize("rows", [np.ones((200, 1)), 1e305 * np.eye(200)[:, :1]])
+def test_data_that_cannot_be_used_leave_no_folder(tmp_path, rows):
+    np.save(tmp_path / "mine.npy", rows)
+    with pytest.raises(ValueError, match=r"^data_path: .*mine\.npy.*accepts"):
+        train(small(tmp_path / "outputs", data_path=str(tmp_path / "mine.npy")))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_settings_may_be_numpys_and_paths(tmp_path, monkeypatch):
+    user_data(tmp_path / "mine.npy")
+    monkeypatch.chdir(tmp_path)
+    config = Config(
+        data_path=Path("mine.npy"), output_dir=tmp_path / "out", device=torch.device("cpu"),
+        epochs=np.int64(2), plot_interval=2, lr=np.float32(1e-3), even=np.bool_(True),
+        batchsize=np.uint8(32), show=False,
+    )  # fmt: skip
+    train(config)
+    monkeypatch.chdir("/")
+    saved = saved_config(tmp_path / "out" / "mine")
+    assert saved.data_path == str(tmp_path / "mine.npy") and saved.even is True
+    train(dataclasses.replace(saved, epochs=np.int64(4), show=False))
+
+
+def test_changed_data_are_noticed(tmp_path):
+    data = user_data(tmp_path / "mine.npy")
+    train(small(tmp_path, data_path=data, epochs=2))
+    saved = dataclasses.replace(saved_config(tmp_path / "mine"), epochs=4, show=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    user_data(tmp_path / "mine.npy", scale=1.01)
+    with pytest.raises(ValueError, match=r"data_path: .*mine\.npy is not what the run was trained"):
+        train(saved)
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+    moved = user_data(tmp_path / "elsewhere.npy")
+    train(dataclasses.replace(saved, data_path=moved))
+
+
+def test_a_folder_of_a_gpu_draws_samples_without_one(tmp_path, monkeypatch):
+    train(small(tmp_path, epochs=2))
+    folder = tmp_path / "gaussian"
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"device": "cuda:7"}))
+    state = load_checkpoint(folder / "checkpoint.pt", torch.device("cpu")) | {"device": "cuda"}
+    with monkeypatch.context() as patch:  # what torch writes of tensors on a GPU
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        save_checkpoint(folder / "checkpoint.pt", state)
+        save_checkpoint(folder / "generator.pt", weights(folder))
+    code = (ROOT / "README.md").read_text().split("To draw from a trained generator:")[1]
+    names = {}
+    exec(code.split("```")[1].removeprefix("python").replace("outputs", str(tmp_path)), names)
+    assert names["samples"].shape == (1000, 1)
+    with pytest.raises(ValueError, match=r"trained on cuda, .* generator\.pt gives samples on any"):
+        train(dataclasses.replace(saved_config(folder), show=False))
+
+
+def test_the_callers_process_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_module, "POINTS", 200)
+    mine = plt.figure()
+    try:
+        states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+        parameters = dict(plt.rcParams)
+        train(small(tmp_path, data_type="ring", objective="wgan-gp", epochs=2))
+        assert plt.get_fignums() == [mine.number] and plt.gcf() is mine
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
+        assert random.getstate() == states[2] and dict(plt.rcParams) == parameters
+    finally:
+        plt.close(mine)
+
+
+def test_an_objective_brings_its_own_defaults(tmp_path, capsys):
+    changes = {"objective": "wgan-gp", "epochs": 1, "data_size": 300, "show": False}
+    train(Config(**changes, output_dir=str(tmp_path), n_critic=1))
+    saved = saved_config(tmp_path / "gaussian")
+    assert (saved.batchsize, saved.latent, saved.n_critic) == (256, "gaussian", 1)
+    assert "wgan-gp takes batchsize 256, latent gaussian" in capsys.readouterr().out
+    train(Config(**changes, output_dir=str(tmp_path)), own_defaults=False)
+    assert saved_config(tmp_path / "gaussian-2").batchsize == 512
+
+
+def test_a_checkpoint_that_is_gone_or_strange_is_told(tmp_path):
+    train(small(tmp_path, epochs=2))
+    folder = tmp_path / "gaussian"
+    saved = dataclasses.replace(saved_config(folder), epochs=4, show=False)
+    for content in ({}, {"device": "cpu"}, torch.zeros(3)):
+        save_checkpoint(folder / "checkpoint.pt", content)
+        with pytest.raises(ValueError, match=r"the checkpoint does not fit|is not a checkpoint"):
+            train(saved)
+    (folder / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"has lost its checkpoint\.pt"):
+        train(saved)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "null", '{"unknown": 1}', '{"lr": "fast"}', b"\xff\xfe".decode("latin1")]
+)
+def test_a_config_that_cannot_be_read_is_told(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, encoding="latin1")
+    with pytest.raises(
+        ValueError, match=r"^(resume: .*config\.json cannot be read|lr: got 'fast')"
+    ):
+        train(saved_config(tmp_path))
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_config_of_fewer_fields_is_filled(tmp_path):
+    train(small(tmp_path, epochs=2))
+    path = tmp_path / "gaussian" / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["anneal"]
+    path.write_text(json.dumps(settings))
+    assert saved_config(path.parent).anneal is False
+
+
+@pytest.mark.parametrize("name", ["fit_00004.png", "checkpoint.pt", "metrics.json", "fit.gif"])
+def test_a_disk_that_is_full_costs_no_checkpoint(tmp_path, monkeypatch, name):
+    """Only the third checkpoint and what comes after it fail."""
+    folder, replace = tmp_path / "gaussian", os.replace
+
+    def full(source, destination):
+        if Path(destination).name == name and (folder / "fit_00002.png").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match=f"^cannot write .*{name}: No space left on device$"):
+        train(small(tmp_path))
+    monkeypatch.setattr(os, "replace", replace)
+    assert not list(folder.glob(".*"))
+    train(dataclasses.replace(saved_config(folder), show=False))
 
 
 @pytest.mark.parametrize("backend", ["svg", "pdf"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import kl_div
 
 import learning_demo
+from generative.batches import lattice
 from generative.networks import Critic
 from generative.objectives import OBJECTIVES
 from generative.objectives.assignment import PAIRS, cheapest
@@ -26,7 +27,6 @@ from learning_demo import (
     Training,
     check,
     config_for,
-    lattice,
     main,
     saved_config,
     train,
@@ -93,6 +93,15 @@ def test_an_update_changes_the_generator_and_gives_what_to_log(name):
         assert value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad
     assert not torch.equal(before, generator(z))
     assert all(p.requires_grad for p in generator.parameters())
+
+
+@pytest.mark.parametrize("name", ["ipot", "ipot-exact", "sinkhorn"])
+def test_points_that_are_all_equal_stay(name):
+    objective, generator, batches = toy(name)
+    torch.nn.init.ones_(generator.x)
+    batches.data = torch.ones_like(batches.data)
+    assert float(objective.update(batches)["loss"]) == pytest.approx(0, abs=1e-6)
+    assert float((generator.x.detach() - 1).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

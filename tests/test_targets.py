@@ -164,6 +164,25 @@ def test_all_metrics_come_with_their_floors():
     assert found["modes_found"] == 0
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_mmd_of_ties(share):
+    """The closed form for atoms at 0 and 1 where every distance that is not 0 is 1."""
+    x, y = torch.zeros(400, 1), torch.zeros(500, 1)
+    x[: int(400 * share)] = 1
+    p, q = share, 0.0
+    pairs = (400 / 399) * 2 * p * (1 - p)  # that differ within x
+    k = np.exp(-0.5)
+    exact = (1 - pairs * (1 - k)) + 1 - 2 * (1 - (p * (1 - q) + q * (1 - p)) * (1 - k))
+    assert mmd(x, y) == pytest.approx(exact, abs=1e-12)
+
+
+def test_kl_of_ties_is_none():
+    x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    repeated = x.round()
+    assert kl_divergence(repeated, repeated) is None and kl_divergence(x, x.flip(0)) is not None
+    assert kl_divergence(x, repeated) > 0
+
+
 # ----------------------------------------------------------------------------------- a user's data
 
 
@@ -178,9 +197,10 @@ def test_data_of_a_file_are_split_and_shown(tmp_path, d):
     assert target.dim == d and data.dtype == first.dtype == torch.float32
     assert (len(data), len(first), len(second)) == (800, 100, 100)
     everything = torch.cat((data, first, second)).numpy()
-    np.testing.assert_array_equal(
-        np.sort(everything, axis=0), np.sort(rows.astype(np.float32), axis=0)
-    )
+    assert abs(everything.mean(0)).max() < 1e-6
+    assert everything.var(0).mean() == pytest.approx(1)
+    everything = np.sort(target.in_data_units(everything), axis=0)
+    np.testing.assert_allclose(everything, np.sort(rows, axis=0), atol=1e-5)
     assert len(target.draw(10, rng)) == 10 and len(target.two_sets(7, rng)[1]) == 7
     shown = target.shown(data.numpy())
     assert shown.shape == (800, min(d, 2)) and len(target.window) == min(d, 2)
@@ -189,6 +209,46 @@ def test_data_of_a_file_are_split_and_shown(tmp_path, d):
     assert (target.density is not None) == (d == 1)
     if d == 1:
         assert quad(target.density, low[0], high[0], limit=500)[0] == pytest.approx(1, abs=0.02)
+
+
+SCALES = [(1e-300, 0), (1e-160, 1e-150), (1e-6, 0), (1e-6, 1.0), (1e15, 1.7e18), (1e300, 0)]
+
+
+def target_of(path, rows):
+    np.save(path, rows)
+    return from_file(str(path), seed=0)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("scale, offset", SCALES)
+def test_data_of_any_scale_and_offset_are_the_same_in_standard_units(tmp_path, d, scale, offset):
+    rows = np.random.default_rng(0).normal(size=(1000, d))
+    plain = target_of(tmp_path / "plain.npy", rows)
+    other = target_of(tmp_path / "other.npy", offset + scale * rows)
+    x, y = (t.draw(800, torch.Generator().manual_seed(0)).numpy() for t in (plain, other))
+    np.testing.assert_allclose(x, y, atol=1e-4)
+    (low, high), (first, last) = other.window[0], plain.window[0]
+    assert (high - low) / scale == pytest.approx(last - first, rel=1e-5)
+    assert low <= other.shown(y)[:, 0].min() and other.shown(y)[:, 0].max() <= high
+    np.testing.assert_allclose(other.in_data_units(y), offset + scale * plain.in_data_units(x))
+    if d == 1:
+        assert scale * other.density(offset + scale * rows) == pytest.approx(plain.density(rows))
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f8", "i4", "u1", "?", "g"])
+def test_data_of_any_real_dtype_are_read(tmp_path, dtype):
+    rows = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (500, 2)).astype(dtype))
+    target = target_of(tmp_path / "mine.npy", rows)
+    shown = target.shown(target.draw(400, torch.Generator().manual_seed(0)).numpy())
+    assert shown == pytest.approx(shown.round(), abs=1e-6) and shown.std() > 0.4
+
+
+def test_columns_keep_their_proportion(tmp_path):
+    """Squared distances mix the columns, so that one scale serves all."""
+    rows = np.random.default_rng(0).normal(size=(500, 2)) * [1e12, 1e-12]
+    target = target_of(tmp_path / "mine.npy", rows)
+    spread = target.draw(400, torch.Generator().manual_seed(0)).std(0)
+    assert float(spread[1] / spread[0]) == pytest.approx(1e-24, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +262,15 @@ def test_data_of_a_file_are_split_and_shown(tmp_path, d):
         (np.ones((200, 785)), r"shape \(200, 785\); accepts .* d up to 784"),
         (np.ones((200, 2), dtype=complex), "got complex128"),
         (np.full((200, 1), np.nan), "entries that are not finite"),
-        (np.full((200, 1), 1e300), "entries that are not finite"),
+        (np.full((200, 1), 1e300), "all rows of .* are equal"),
+        (1e305 * np.arange(200.0)[:, None], r"entries up to 1e\+303"),
+        (1e-305 * np.arange(200.0)[:, None], "spread from 1e-303"),
+        (1e18 + np.arange(200.0)[:, None], "is lost in float64"),
+        (np.r_[np.random.default_rng(0).normal(size=(200, 1)), [[1e30]]], "equal in float32"),
+        (np.ones((200, 2), dtype="m8[s]"), "holds timedelta64"),
+        (np.ones(200, dtype=[("a", "f8")]), "not numbers"),
+        (np.full((200, 1), None), "Object arrays cannot be loaded"),
+        (np.ones((0, 2)), r"shape \(0, 2\)"),
         (np.array([["a"] * 3] * 200), "holds <U1, not numbers"),
         (None, "there is no file"),
         (b"not an array", "cannot be read"),
@@ -213,6 +281,6 @@ def test_bad_files_are_refused(tmp_path, content, message):
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        np.save(path, content)
+        np.save(path, content, allow_pickle=True)
     with pytest.raises(ValueError, match=f"data_path: .*{message}"):
         from_file(str(path), 0)

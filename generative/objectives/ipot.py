@@ -41,8 +41,9 @@ class Ipot(Objective):
 
     def solve(self, x: Tensor, y: Tensor) -> ipot.Transport:
         cost = squared_distances(x, y)
-        # The same plan as for the cost scaled to [0, 1], whose step is config.beta.
-        beta = self.config.beta * cost.max().clamp_min(torch.finfo(cost.dtype).tiny)
+        largest = cost.max()  # with it, the plan is that of the cost scaled to [0, 1]
+        largest = largest.where(largest > torch.finfo(cost.dtype).tiny, 1)  # all points are equal
+        beta = self.config.beta * largest
         return ipot.solve(cost, beta=beta, max_iter=self.config.num_proximal)
 
 
