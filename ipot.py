@@ -34,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -46,11 +47,12 @@ TOOLKIT = (
     "Array BarycenterIteration EPS FEW_HUGE Problem as_tensors brief certified check_count "
     "STEP cost_range cost_unit dual_value exp_ extrapolated log64 mass_tolerance next_below "
     "power_of_two read_batch read_mass read_number read_problem read_shares read_weights round_up "
-    "sample_places tensor without_autocast"
+    "sample_places tensor undisturbed"
 ).split()
 
 Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
+PROCESS = os.getpid()  # that imported this file
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
 FEW_HUGE = 300  # times a usual reduced cost: what exceeds that does not set the scale
 # Growing steps; benchmarks/steps.py chose these.
@@ -63,14 +65,22 @@ DAMPING = 3, 48  # after t sweeps the extrapolation is damped by 1 - 3 / (t + 48
 # --------------------------------------------------------------------------------- Public functions
 
 
-def without_autocast(function: Callable) -> Callable:
-    """The function, whose products keep their digits where the caller has autocast on."""
+def undisturbed(function: Callable) -> Callable:
+    """The function, free of what the process has set, and leaving it as found.
+
+    Autocast would take digits from its products. In a forked process torch waits for threads that
+    only the parent has, so that one thread has to do.
+    """
 
     @functools.wraps(function)
     def run(*args, **options):
         with contextlib.ExitStack() as stack:
             for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            threads = torch.get_num_threads()
+            if threads > 1 and os.getpid() != PROCESS:
+                stack.callback(torch.set_num_threads, threads)
+                torch.set_num_threads(1)
             return function(*args, **options)
 
     return run
@@ -111,7 +121,7 @@ class Transport:
     converged: bool | Array
 
 
-@without_autocast
+@undisturbed
 def solve(
     M: Array,
     a: Array | None = None,
@@ -194,7 +204,7 @@ def solve(
     return Transport(plan=problem.give_back(plan), **bounds)
 
 
-@without_autocast
+@undisturbed
 def ipot_WD(
     a1: Array,
     a2: Array,
@@ -251,7 +261,7 @@ def ipot_WD(
     return (plan, loss) if return_map and return_loss else plan if return_map else loss
 
 
-@without_autocast
+@undisturbed
 def ipot_barycenter(
     A: Array, M: Array, beta: float, weights: Array | None = None, numItermax: int = 1000
 ) -> Array:
@@ -305,7 +315,7 @@ def ipot_barycenter(
     return give_back(iteration.histogram()[0])
 
 
-@without_autocast
+@undisturbed
 def round_to_marginals(plan: Array, a: Array, b: Array) -> Array:
     """A feasible plan near the given one (Altschuler, Weed, Rigollet 2017, Algorithm 2).
 
@@ -404,10 +414,11 @@ class _Iteration:
 
     def choose_step(self) -> None:
         """Weigh what rounding would cost, the rows' error at the mean reduced cost, against eps."""
-        (a, b), eps = (self.problem.a, self.problem.b), self.cost.beta / self.s
+        mass, eps = self.problem.a.sum(-1, keepdim=True), self.cost.beta / self.s
+        a, b = self.problem.a / mass, self.problem.b / mass
         price = (a * (self.cost.row_costs - self.f)).sum(-1) - (b * self.g).sum(-1)
         with np.errstate(all="ignore"):
-            ratio = ((a - self.row_sums()).abs().sum(-1) * price)[..., None] / eps
+            ratio = ((a - self.row_sums() / mass).abs().sum(-1) * price)[..., None] / eps
         size = (a * self.f.abs()).sum(-1) + (b * self.g.abs()).sum(-1)
         coldest = COLDEST * torch.finfo(self.f.dtype).eps * size[..., None]
         ds = torch.where((ratio < GROW) & (eps > coldest), 2 * self.ds, self.ds)
@@ -532,7 +543,8 @@ class _Cost:
         # Two matrices that serve all kernels.
         self.growing, self.space = growing, tuple(C.new_empty((2, *C.shape)))
         if growing:
-            self.row_costs = (C @ problem.b.to(C.dtype)[..., None])[..., 0]
+            b = problem.b / problem.b.sum(-1, keepdim=True)
+            self.row_costs = (C @ b.to(C.dtype)[..., None])[..., 0]
         else:
             # G = exp(-C / beta) from reduced costs; where it fits the dtype every later kernel is a
             # product of its powers, which is cheaper than another exp.
@@ -791,9 +803,10 @@ def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Ten
     info = torch.finfo(C.dtype)
     margin = 2 * error + (2 * info.eps + 16 * EPS) * size
     # Potentials are a difference of log-scalings times the temperature; large ones excuse no gap.
-    noise = (cost.beta / x.ds)[..., 0] * (1 + (b * x.psi.abs()).sum(-1))
-    noise = 16 * EPS * torch.minimum(noise, cost.usual)
-    rounding = torch.minimum(2 * margin + 4 * info.eps * dual_size, 16 * info.eps * size)
+    noise = cost.beta[..., 0] * (1 + (b * x.psi.abs()).sum(-1))
+    noise = 256 * EPS * torch.minimum(noise, cost.usual)
+    most = (16 * info.eps + 64 * EPS) * size
+    rounding = torch.minimum(2 * margin + 4 * info.eps * dual_size, most)
     return plan, f, g, value + margin, lower_bound, rounding + noise + info.tiny
 
 

@@ -40,7 +40,7 @@ from ipot import (
     read_number,
     read_shares,
     round_up,
-    without_autocast,
+    undisturbed,
 )
 
 # benchmarks/barycenters.py chose these.
@@ -91,7 +91,7 @@ class Barycenter:
     converged: bool | Array
 
 
-@without_autocast
+@undisturbed
 def barycenter(
     A: Array,
     M: Array | None = None,

@@ -28,7 +28,8 @@ FINER = 30  # bits of the unit below a weight's last one, for shares of what is 
 RATE_BITS = 128  # of the rate at which it is spread
 HEAVIEST = 16  # points of a tree that may be linked to others
 ROUNDS = 8  # in which trees are linked; after that, points that are left astray are attached
-HEAVIER = 30  # bits by which a point is heavier than one that is attached to it
+HEAVIER = 64  # times as heavy is a point as one that is attached to it
+LIGHTER = 2**30  # times as light as the heaviest are points that can be astray
 
 Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, masses, costs
 
@@ -115,7 +116,7 @@ class _Forest:
         for row, column in zip(self.rows[signs < 0].tolist(), self.columns[signs < 0].tolist()):
             ends = [x for x in (row, column + self.n) if x not in self.attached]
             bad.update(sorted(ends, key=self.weights.__getitem__)[:1])
-        light = max(self.weights) >> HEAVIER
+        light = max(self.weights) // LIGHTER
         for tree in trees.values():
             if tree.is_off():
                 bad.update(node for node in tree.nodes if self.weights[node] < light)
@@ -131,7 +132,7 @@ class _Forest:
         for node in bad:
             axis = 0 if node < self.n else 1
             others = range(self.n, len(self.weights)) if axis == 0 else range(self.n)
-            heavy = [x for x in others if self.weights[x] >> HEAVIER > self.weights[node]]
+            heavy = [x for x in others if self.weights[x] > HEAVIER * self.weights[node]]
             heavy = [x for x in heavy if x not in self.attached] or heavy
             heavy = heavy or [max(others, key=self.weights.__getitem__)]
             self.add_cheapest(np.array([node]), np.array(heavy), axis)

@@ -28,7 +28,7 @@ from ipot import (
     read_mass,
     read_number,
     read_shares,
-    without_autocast,
+    undisturbed,
 )
 
 
@@ -54,7 +54,7 @@ class PointBarycenter:
     converged: bool
 
 
-@without_autocast
+@undisturbed
 def free_support_barycenter(
     X_list: list[Array],
     n_points: int | None = None,

@@ -121,19 +121,33 @@ def point_gradients(
 def _by_autograd(
     flow: Flow, mass: float, x: Tensor, y: Tensor, metric: Metric
 ) -> tuple[Tensor, Tensor]:
-    """The cost is differentiated in blocks of rows."""
+    """The cost is differentiated in blocks of rows; where the slope of an arc without mass is
+    infinite or NaN, as that of a root is at 0, row by row on the arcs that have mass."""
     arcs, shape = (mass * flow.mass, (flow.rows, flow.columns)), (len(x), len(y))
     plan = scipy.sparse.csr_array(arcs, shape=shape)
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     for rows in row_slices(*shape, x.device):
-        points = [z.detach().requires_grad_() for z in (x[rows], y)]
-        with torch.enable_grad():
-            C = metric(*points)
-        if C.grad_fn is None:
-            raise ValueError("metric must be differentiable for gradients in the points")
-        share = torch.from_numpy(plan[rows].toarray()).to(C)
-        block = torch.autograd.grad(C, points, share, allow_unused=True)
-        for total, part in zip((grad_x[rows], grad_y), block):
-            if part is not None:
-                total += part
+        block = _pullback(metric, x[rows], y, plan[rows].toarray())
+        if all(bool(part.isfinite().all()) for part in block):
+            grad_x[rows] += block[0]
+            grad_y += block[1]
+            continue
+        for i in range(rows.start, rows.stop):
+            used = plan.indices[plan.indptr[i] : plan.indptr[i + 1]]
+            masses = plan.data[plan.indptr[i] : plan.indptr[i + 1]]
+            columns = torch.from_numpy(used.astype(np.int64)).to(y.device)
+            part = _pullback(metric, x[i : i + 1], y[columns], masses[None])
+            grad_x[i] += part[0][0]
+            grad_y.index_add_(0, columns, part[1])
     return grad_x, grad_y
+
+
+def _pullback(metric: Metric, x: Tensor, y: Tensor, shares: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The gradients of <shares, metric(x, y)> in x and y."""
+    points = [z.detach().requires_grad_() for z in (x, y)]
+    with torch.enable_grad():
+        C = metric(*points)
+    if C.grad_fn is None:
+        raise ValueError("metric must be differentiable for gradients in the points")
+    found = torch.autograd.grad(C, points, torch.from_numpy(shares).to(C), allow_unused=True)
+    return tuple(torch.zeros_like(z) if part is None else part for z, part in zip(points, found))

@@ -38,11 +38,11 @@ from ipot import (
     read_problem,
     read_weights,
     round_up,
-    without_autocast,
+    undisturbed,
 )
 
 
-@without_autocast
+@undisturbed
 def solve(
     M: Array, a: Array | None = None, b: Array | None = None, *, tol: float = 0.0
 ) -> ExactTransport:
@@ -110,7 +110,7 @@ def solve(
     return _transport(problem, flows, *bounds, tol)
 
 
-@without_autocast
+@undisturbed
 def solve_sample(
     X_a: Array,
     X_b: Array,
@@ -129,7 +129,9 @@ def solve_sample(
     Parameters
     ----------
     X_a, X_b : array, shapes (..., n, d) and (..., m, d)
-        Points, NumPy or torch, float32 or float64; leading dimensions are a batch.
+        Points, NumPy or torch, float32 or float64, of any scale; leading dimensions are a batch.
+        Images (n, channels, height, width) would be read as a batch of clouds: a cloud of images
+        is `X.reshape(n, -1)`, and points on a line are `x[:, None]`.
     a, b : array, shapes (..., n) and (..., m), optional
         Weights, as in :func:`solve`.
     metric : "sqeuclidean", "euclidean", "cityblock" or callable
