@@ -116,7 +116,10 @@ def free_support_barycenter(
         X_list, n_points, a_list, b, weights, init, seed
     )
     everything = torch.cat(clouds).double()
-    scale = float(point_scale(extent(everything)))
+    reach = extent(everything)
+    if not bool(4 * everything.shape[1] * reach.square() < torch.finfo(X.dtype).max / 4):
+        raise ValueError(f"squared distances must not overflow {X.dtype}; half a side is {reach:g}")
+    scale = float(point_scale(reach))
     everything, clouds, X = everything / scale, [x / scale for x in clouds], X / scale
     spread = float((everything - everything.mean(0)).square().sum(1).mean())
     rates = b.double() / b.double().sum()

@@ -2,7 +2,13 @@
 
 import contextlib
 import inspect
+import io
+import multiprocessing
+import pickle
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -92,6 +98,87 @@ def test_a_call_changes_no_generator():
     for call in CALLS.values():
         call()
     assert states() == before
+
+
+def test_a_call_changes_no_filter_of_warnings():
+    costs = np.random.default_rng(0).random((200, 40, 40))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        values = list(pool.map(lambda cost: exactot.solve(cost).value, costs))
+    assert warnings.filters == before
+    assert values == exactot.solve(costs).value.tolist()
+
+
+def test_a_warning_that_is_shown_once_stays_so():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("once")
+        for call in (*CALLS.values(), lambda: None):
+            warnings.warn("once", UserWarning, stacklevel=1)
+            call()
+    assert [str(one.message) for one in shown] == ["once"]
+
+
+def test_a_call_changes_no_figure_and_no_thread():
+    figure, threads = plt.figure(), torch.get_num_threads()
+    for call in CALLS.values():
+        call()
+    assert plt.get_fignums() == [figure.number] and torch.get_num_threads() == threads
+    plt.close(figure)
+
+
+def values(seed):
+    """In another process: by torch's threads, where it has them."""
+    rng = np.random.default_rng(seed)
+    x, y, cost = rng.random((600, 2)), rng.random((600, 2)), rng.random((400, 400))
+    return exactot.solve_sample(x, y).value, exactot.solve(cost).value, ipot.solve(cost).value
+
+
+def test_a_forked_worker_does_not_wait_for_its_parents_threads():
+    expected, threads = [values(seed) for seed in (0, 1)], torch.get_num_threads()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(values, (0, 1)).get(timeout=120)
+        counts = pool.map_async(get_num_threads, range(4)).get(timeout=120)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert set(counts) == {threads}  # left as found
+
+
+def get_num_threads(_):
+    return torch.get_num_threads()
+
+
+RESULTS = {
+    "ipot": lambda kind: ipot.solve(kind(M), tol=1e-2),
+    "exact": lambda kind: exactot.solve(kind(M), kind(a), kind(b)),
+    "batch": lambda kind: exactot.solve(kind(np.stack((M, -M)))),
+    "sample": lambda kind: exactot.solve_sample(kind(X), kind(Y)),
+    "barycenter": lambda kind: exactot.barycenter(kind(HISTOGRAMS), grid=1.0, max_iter=9),
+    "points": lambda kind: exactot.free_support_barycenter([kind(X)], 3, max_iter=1),
+}
+
+
+def make(name):
+    return RESULTS[name](np.asarray)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_can_be_stored(name, kind):
+    result = RESULTS[name](kind)
+    again = pickle.loads(pickle.dumps(result))
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    buffer.seek(0)
+    for other in (again, torch.load(buffer, weights_only=False)):
+        assert type(other) is type(result) and other.value.tolist() == result.value.tolist()
+        for field in ("plan", "points", "histogram"):
+            if hasattr(result, field):
+                np.testing.assert_array_equal(getattr(other, field), getattr(result, field))
+
+
+def test_results_come_back_from_other_processes():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for name, found in zip(RESULTS, pool.map(make, RESULTS)):
+            assert found.value.tolist() == make(name).value.tolist()
 
 
 def test_signatures_survive():
