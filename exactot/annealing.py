@@ -42,6 +42,7 @@ class Annealed:
     g: Tensor  # (m,), float64: near an optimal potential
     neighbours: float  # how many others a point sees
     sweeps: int
+    eps: float  # the first temperature
     noise: float  # costs that differ by less were found equal; 0 where few are equal
 
 
@@ -57,7 +58,7 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         eps = min(eps, TYPICAL * typical)
     kernel = _StoredKernel(cost) if isinstance(cost, MatrixRows) else _Kernel(cost)
     a, b, f, g = (native(x) for x in (a.float(), b.float(), f, g))
-    f_warm, g_warm, neighbours, tied = f, g, math.nan, False
+    f_warm, g_warm, neighbours, tied, first = f, g, math.nan, False, eps
     for stage in range(1, STAGES + 1):
         f_new, g_new, seen = _sweep(kernel, f_warm, g_warm, eps, a, b)
         if not math.isfinite(f_new.sum() + g_new.sum()):
@@ -70,7 +71,7 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         if neighbours < NEIGHBOURS or tied:
             break
     noise = 10 * eps if is_tied(cost) or (tied and neighbours >= NEIGHBOURS) else 0.0
-    return Annealed(tensor(g), neighbours, SWEEPS * stage, noise)
+    return Annealed(tensor(g), neighbours, SWEEPS * stage, first, noise)
 
 
 def is_tied(cost: Rows) -> bool:

@@ -29,7 +29,7 @@ from exactot.costs import Rows
 from exactot.forest import settle
 from exactot.line import north_west
 from exactot.plans import Flow
-from ipot import EPS, power_of_two, sample_places
+from ipot import EPS, Array, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
 SMALL = 256**2  # problems with fewer arcs go to the network simplex as they are
@@ -64,23 +64,24 @@ def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow
             carried = flow.mass * abs(flow.costs)
             if carried[light].sum() <= CLOSE * carried.sum():
                 return flow
-    return _flow_of(cost, a, b, (a > 0, b > 0), eps, tol)
+    return _flow_of(cost, a, b, None, eps, tol)
 
 
 def _flow_of(
-    cost: Rows, a: Tensor, b: Tensor, among: tuple[Tensor, Tensor], eps: float, tol: float
+    cost: Rows, a: Tensor, b: Tensor, among: tuple[Tensor, Tensor] | None, eps: float, tol: float
 ) -> Flow:
-    """A flow that is solved among some of the points, to which the others are linked."""
-    rows, columns = (x.nonzero().ravel() for x in among)
-    part = cost.restricted(rows, columns)
-    arcs, f, g, usual, sweeps = _solve_part(part, a[rows], b[columns], eps, tol)
+    """A flow that is solved among some of the points, to which the others are linked; or all."""
+    part, mass_a, mass_b = cost, a, b
+    if among is not None:
+        rows, columns = (x.nonzero().ravel() for x in among)
+        part, mass_a, mass_b = cost.restricted(rows, columns), a[rows], b[columns]
+    arcs, f, g, usual, sweeps = _solve_part(part, mass_a, mass_b, eps, tol)
     used = arcs.flow > 0
     found = [x[used] for x in (arcs.rows, arcs.columns, arcs.flow, arcs.costs)]
-    tolerance = math.inf if usual is None else float(_noise(usual, f, g))
     if part is not cost:
         f, g = cost.extended(rows, columns, f, g)
         found[:2] = rows.cpu().numpy()[found[0]], columns.cpu().numpy()[found[1]]
-    return Flow(*settle(cost, found, a, b, f, g), f, g, tolerance, sweeps)
+    return Flow(*settle(cost, found, a, b, f, g), f, g, usual, sweeps)
 
 
 def _solve_part(
@@ -96,7 +97,9 @@ def _solve_part(
     # Potentials with few digits keep the differences of whole costs exact.
     digit = 2.0**-24 * power_of_two(annealed.g.abs().amax().clamp_min(1e-300))
     g = torch.round(annealed.g / digit) * digit
-    return *_generate(cost, g, a, b, count, annealed.noise, tol), annealed.sweeps
+    arcs, f, g, usual = _generate(cost, g, a, b, count, annealed.noise, tol)
+    usual = usual if usual is None else max(usual, annealed.eps)
+    return arcs, f, g, usual, annealed.sweeps
 
 
 @dataclass(eq=False)
@@ -154,7 +157,7 @@ def _generate(
         if tol and gap <= tol * abs(value):
             return arcs, f_best, g_best, None
         if len(longer.rows) == size:
-            close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + float(_noise(usual, f, g))
+            close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + _noise(usual, f, g)
             if gap <= close or left == 0:
                 return arcs, f_best, g_best, usual
             limit, left = WIDER * gap, left - 1
@@ -205,9 +208,10 @@ def _tolerance(arcs: _Arcs, f: Tensor, g: Tensor, usual: float) -> Tensor:
     return 1e-12 * size + _noise(usual, f, g) + 8 * EPS * f.abs()
 
 
-def _noise(usual: float, f: Tensor, g: Tensor) -> Tensor:
+def _noise(usual: float, f: Array, g: Array) -> float:
     """What rounding leaves of a reduced cost, where a usual cost that the simplex sees is this."""
-    return 8 * EPS * (usual + f.abs().median() + g.abs().median())
+    some = (float(abs(x[:: 1 + len(x) // 99]).mean()) for x in (f, g))
+    return 8 * EPS * (usual + sum(some))
 
 
 def _price(
@@ -298,19 +302,18 @@ def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, 
         rows, columns, mass = north_west(mass_a, mass_b)
         plan, usual = np.zeros(C.shape), None
         plan[rows, columns] = mass
-    f = np.subtract(C, g).min(1)  # `row_minima` costs a batch of these 5 % of its time
-    for _ in range(REFINEMENTS if usual else 0):
-        gap = float((plan * C).sum()) - _dot(mass_a, f) - _dot(mass_b, g)
-        size = float((plan * abs(C)).sum())
-        if gap <= CLOSE * size + 8 * EPS * (usual + np.median(abs(f)) + np.median(abs(g))):
+    for left in reversed(range(REFINEMENTS + 1)):
+        f = np.subtract(C, g).min(1)  # `row_minima` costs a batch of these 5 % of its time
+        rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
+        arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
+        size, noise = _dot(arcs.flow, abs(arcs.costs)), _noise(usual or 0.0, f, g)
+        gap = _dot(arcs.flow, arcs.costs) - _dot(mass_a, f) - _dot(mass_b, g)
+        if gap <= CLOSE * size + noise or left == 0 or not usual:
             break
         found = _network_simplex(mass_a, mass_b, C - f[:, None] - g, limit=WIDER * gap)
         if not found:
             break
         plan, g = found[0], g + found[2]
-        f = np.subtract(C, g).min(1)
-    rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
-    arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
     return arcs, _tensor(f, a.device), _tensor(g, a.device), usual
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from exactot.costs import Rows
 from ipot import EPS
 
+NEARLY = 6 * EPS  # of a mass: what a plan's sums are left to be off by
 TOLERANCE = 2 * EPS  # of a mass: what a sum of rounded weights may be off by
 SLIGHT = 32 * EPS  # of a mass: what rounding in a simplex may put on an arc
 FINER = 30  # bits of the unit below a weight's last one, for shares of what is left over
@@ -56,8 +57,8 @@ def settle(cost: Rows, arcs: Arcs, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -
     """
     weights = a.cpu().numpy(), b.cpu().numpy()
     rows, columns, mass, costs = arcs
-    errors = marginal_errors(rows, columns, mass, *weights)
-    if any((error > TOLERANCE * w).any() for error, w in zip(errors, weights)):
+    sums = np.bincount(rows, mass, len(a)), np.bincount(columns, mass, len(b))
+    if any((abs(total - w) > NEARLY * w).any() for total, w in zip(sums, weights)):
         # What rounding may have put on an arc between two trees is left away.
         most = np.maximum(weights[0][rows], weights[1][columns])
         is_leaf = (np.bincount(rows)[rows] == 1) | (np.bincount(columns)[columns] == 1)
@@ -86,13 +87,16 @@ class _Forest:
         """Rows, columns, masses and costs; the given masses if the arcs have a cycle."""
         given = self.rows, self.columns, mass, self.costs
         self.link_points()
+        flow, left = self.eliminated(self.weights)
+        if flow is None:
+            return given
+        if min(flow) > 0 and left <= NEARLY:
+            return self.rows, self.columns, self.as_floats(flow), self.costs
         for round_ in itertools.count():
             label, trees = self.trees()
             if round_ < ROUNDS:
                 self.link_trees(label, trees)
-            flow = self.eliminated(self.balanced(trees))
-            if flow is None:
-                return given
+            flow, _ = self.eliminated(self.balanced(trees))
             signs = np.array([(x > 0) - (x < 0) for x in flow])
             if round_ < ROUNDS and (signs < 0).any():
                 self.keep(signs > 0)  # an arc with less than nothing goes; others take its place
@@ -100,10 +104,12 @@ class _Forest:
                 self.attach(bad)
             else:
                 break
-        # Division of whole numbers is rounded once.
-        scale = 1 << max(self.unit, 0), 1 << max(-self.unit, 0)
-        masses = np.array([x * scale[1] / scale[0] for x in flow])
-        return self.rows, self.columns, masses, self.costs
+        return self.rows, self.columns, self.as_floats(flow), self.costs
+
+    def as_floats(self, flow: list[int]) -> np.ndarray:
+        """Masses of a unit of mass; a division of whole numbers is rounded once."""
+        above, below = 1 << max(-self.unit, 0), 1 << max(self.unit, 0)
+        return np.array([x * above / below for x in flow])
 
     def keep(self, chosen: np.ndarray) -> None:
         self.rows, self.columns, self.costs = (
@@ -246,8 +252,12 @@ class _Forest:
             weights[node], left = weights[node] + share, left - share
         weights[max(columns, key=weights.__getitem__)] += left
 
-    def eliminated(self, weights: list[int]) -> list[int] | None:
-        """The flow of each arc, leaf by leaf; None if the arcs have a cycle."""
+    def eliminated(self, weights: list[int]) -> tuple[list[int] | None, float]:
+        """The flow of each arc, leaf by leaf, or None if the arcs have a cycle; and the most that
+        is left over where a tree ends, relative to the weight there.
+
+        The tree of the heaviest point ends at this.
+        """
         left, tails = list(weights), self.columns + self.n
         count = len(left)
         degree = np.bincount(self.rows, minlength=count) + np.bincount(tails, minlength=count)
@@ -257,6 +267,8 @@ class _Forest:
         np.bitwise_xor.at(arc, self.rows, numbers)
         np.bitwise_xor.at(arc, tails, numbers)
         both = (self.rows ^ tails).tolist()
+        heaviest = max(range(count), key=weights.__getitem__)
+        degree[heaviest] += 2  # so that it never is a leaf
         leaves = np.flatnonzero(degree == 1).tolist()
         degree, arc, flow = degree.tolist(), arc.tolist(), [None] * len(both)
         for leaf in leaves:  # grows as it goes
@@ -267,11 +279,15 @@ class _Forest:
             flow[k] = left[leaf]
             left[other] -= left[leaf]
             arc[other] ^= k
-            degree[leaf] = 0
+            left[leaf] = degree[leaf] = 0
             degree[other] -= 1
             if degree[other] == 1:
                 leaves.append(other)
-        return None if None in flow else flow
+        return None if None in flow else flow, max(map(_ratio, left, self.weights))
+
+
+def _ratio(left: int, weight: int) -> float:
+    return abs(left) / weight
 
 
 class _Tree:

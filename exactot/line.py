@@ -20,6 +20,8 @@ from exactot.forest import settle
 from exactot.plans import Flow
 from ipot import EPS
 
+COARSE, FINE = 61, 40  # bits of whole numbers that stand for weights
+
 
 def north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The north-west corner rule for weights a (n,) and b (m,) of equal mass.
@@ -27,14 +29,37 @@ def north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     Returns the rows, columns and masses of n + m - 1 arcs, each one step down or right of the last.
     They are feasible for all weights.
     """
-    a, b = np.cumsum(a, dtype=np.longdouble), np.cumsum(b, dtype=np.longdouble)
-    ends = np.concatenate((a[:-1] / a[-1], b[:-1] / b[-1]))
-    order = np.argsort(ends, kind="stable")
+    limbs_a, limbs_b = _limbs(a), _limbs(b)
+    # What rounding left the masses to differ by is spread over b.
+    left = (int(limbs_a[0].sum()) - int(limbs_b[0].sum())) << FINE
+    left += int(limbs_a[1].sum()) - int(limbs_b[1].sum())
+    limbs_b[1] += (left * (b / b.sum())).astype(np.int64)
+    (high_a, low_a), (high_b, low_b) = (_running_sums(*limbs) for limbs in (limbs_a, limbs_b))
+    high, low = (np.concatenate((x[:-1], y[:-1])) for x, y in ((high_a, high_b), (low_a, low_b)))
+    order = np.lexsort((low, high))
     down = np.concatenate(([0], order < len(a) - 1))
     rows = np.cumsum(down)
     columns = np.arange(len(rows)) - rows
-    mass = a[-1] * np.diff(ends[order], prepend=0.0, append=1.0)
-    return rows, columns, mass.astype(float)
+    high = np.diff(high[order], prepend=0, append=high_a[-1])
+    low = np.diff(low[order], prepend=0, append=low_a[-1])
+    mass = np.ldexp(high.astype(float), -COARSE) + np.ldexp(low.astype(float), -COARSE - FINE)
+    return rows, columns, mass
+
+
+def _limbs(weights: np.ndarray) -> list[np.ndarray]:
+    """Weights of a mass below 2 as whole numbers: of units of 2^-COARSE, and of 2^-FINE of these.
+
+    Sums of these have no rounding, which would be the larger the more weights there are.
+    """
+    scaled = np.ldexp(weights, COARSE)
+    high = np.floor(scaled)
+    low = np.floor(np.ldexp(scaled - high, FINE))
+    return [high.astype(np.int64), low.astype(np.int64)]
+
+
+def _running_sums(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low = low.cumsum()
+    return high.cumsum() + (low >> FINE), low & ((1 << FINE) - 1)
 
 
 def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
@@ -56,7 +81,7 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     f = torch.empty_like(f).index_copy(0, order_x, f)
     g = torch.empty_like(g).index_copy(0, order_y, g)
     arcs = settle(cost, (rows, columns, mass, along), a, b, f, g)
-    return Flow(*arcs, f, g, tolerance=slack)
+    return Flow(*arcs, f, g, usual=slack / EPS)
 
 
 def is_monge(C: torch.Tensor) -> bool:

@@ -33,7 +33,7 @@ class Flow:
     costs: np.ndarray  # float64: of a unit of mass on each arc
     f: Tensor  # (n,), float64: feasible with g but for its rounding
     g: Tensor  # (m,), float64
-    tolerance: float  # what an arc could improve the plan by, per mass; inf if that is not known
+    usual: float | None  # cost that the simplex saw; None if some arc might improve the flow
     sweeps: int = 0  # of the annealing
 
     @property

@@ -9,7 +9,6 @@ The proof. The flow's cost bounds W from above. The flow's potentials bound it f
 caller's dtype.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -189,16 +188,19 @@ def _solve_flows(
     batch, device = problem.mass.shape, problem.mass.device
     spread = problem.high - problem.low
     first = STEP * torch.where(spread > 0, spread, 1.0)  # temperature
+    everyone = bool((problem.a > 0).all() & (problem.b > 0).all())
     flows, parts = [], []
     for k, cost in zip(np.ndindex(batch), costs):
         # Points without mass have no say: only their own potentials depend on them.
-        rows, columns = problem.a[k].nonzero().ravel(), problem.b[k].nonzero().ravel()
-        part, a, b = cost.restricted(rows, columns), problem.a[k][rows], problem.b[k][columns]
+        part, a, b = cost, problem.a[k], problem.b[k]
+        if not everyone:
+            rows, columns = a.nonzero().ravel(), b.nonzero().ravel()
+            part, a, b = cost.restricted(rows, columns), a[rows], b[columns]
         flow = sorted_flow(part, a, b) if line else solve_flow(part, a, b, float(first[k]), tol)
         f, g, *bounds = _proof(part, flow, a, b, problem.dtype)
         if part is not cost:
-            everyone = cost.extended(rows, columns, f.double(), g.double())
-            others = (_lowered(cost, x, problem.dtype) for x in everyone)
+            extended = cost.extended(rows, columns, f.double(), g.double())
+            others = (_lowered(cost, x, problem.dtype) for x in extended)
             f, g = (x.index_copy(0, at, y) for x, at, y in zip(others, (rows, columns), (f, g)))
             rows, columns = rows.cpu().numpy()[flow.rows], columns.cpu().numpy()[flow.columns]
             flow = replace(flow, rows=rows, columns=columns)
@@ -222,29 +224,35 @@ def _proof(
         flow = replace(flow, costs=along)
     value, size = flow.cost
     # The marginals' rounding costs its mass times the potentials.
-    errors = marginal_errors(flow.rows, flow.columns, flow.mass, *(x.cpu().numpy() for x in (a, b)))
-    margin = sum(float(error @ x.abs().double().cpu().numpy()) for error, x in zip(errors, (f, g)))
+    a, b, *potentials = (x.cpu().numpy() for x in (a, b, f, g))
+    errors = marginal_errors(flow.rows, flow.columns, flow.mass, a, b)
+    margin = sum(float((error * abs(x)).sum()) for error, x in zip(errors, potentials))
     margin += (EPS + cost.rounding) * size
-    info = torch.finfo(dtype)
+    info = np.finfo(potentials[0].dtype)
     rounding = 2 * (margin + cost.error * float(a.sum()) + cost.rounding * dual_size)
-    rounding += 4 * info.eps * (size + dual_size) + info.tiny
-    if flow.tolerance < math.inf:  # no gap but for the simplex's tolerance
-        rounding += 1e-9 * size + 4 * flow.tolerance
+    rounding += 4 * float(info.eps) * (size + dual_size) + float(info.tiny)
+    if flow.usual is not None:  # no gap but for the simplex's tolerance
+        rounding += 1e-9 * size + 32 * EPS * (flow.usual + dual_size)
     return f, g, value + margin, bound, rounding
 
 
 def _centred(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The potentials, moved against each other where large means cancel: digits are lost there."""
-    shift = 0.5 * (a @ f - b @ g) / a.sum()
-    safe = shift + 2 * EPS * shift.abs(), shift - 2 * EPS * shift.abs()
-    moved = f - safe[0], g + safe[1]
-    before, after = (a @ x.abs() + b @ y.abs() for x, y in ((f, g), moved))
-    return moved if bool(after < before / 4) else (f, g)
+    means = float(a @ f), float(b @ g)
+    if abs(sum(means)) > abs(means[0]) / 4:
+        return f, g
+    shift = 0.5 * (means[0] - means[1]) / float(a.sum())
+    slack = 2 * EPS * abs(shift)
+    moved = f - (shift + slack), g + (shift - slack)
+    before, after = (float(a @ x.abs() + b @ y.abs()) for x, y in ((f, g), moved))
+    return moved if after < before / 4 else (f, g)
 
 
 def _lowered(cost: Rows, x: Tensor, dtype: torch.dtype) -> Tensor:
     """A float64 potential in dtype, smaller by what rounding may have added to costs and to it."""
-    return -round_up(-next_below(x - cost.error / 2 - cost.rounding * x.abs()), dtype)
+    if cost.error or cost.rounding:
+        x = x - cost.error / 2 - cost.rounding * x.abs()
+    return -round_up(-next_below(x), dtype)
 
 
 def _transport(
