@@ -54,7 +54,7 @@ Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 PROCESS = os.getpid()  # that imported this file
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
-FEW_HUGE = 300  # times a usual reduced cost: what exceeds that does not set the scale
+FEW_HUGE = 1000  # times a usual reduced cost: what exceeds that does not set the scale
 # Growing steps; benchmarks/steps.py chose these.
 LOOK = 8  # sweeps before steps change for the first time; again after 16, 32 and so on
 GROW, SHRINK = 0.5, 1.0  # cost of rounding, in units of the temperature, at which steps change

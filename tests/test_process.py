@@ -119,10 +119,11 @@ def test_a_warning_that_is_shown_once_stays_so():
 
 
 def test_a_call_changes_no_figure_and_no_thread():
-    figure, threads = plt.figure(), torch.get_num_threads()
+    figure = plt.figure()
+    before = plt.get_fignums(), plt.gcf(), torch.get_num_threads()
     for call in CALLS.values():
         call()
-    assert plt.get_fignums() == [figure.number] and torch.get_num_threads() == threads
+    assert before == (plt.get_fignums(), plt.gcf(), torch.get_num_threads())
     plt.close(figure)
 
 

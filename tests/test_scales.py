@@ -4,7 +4,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from conftest import exact_value, line_cost, random_problem
+from conftest import barycenter_program, exact_value, line_cost, random_problem
 
 import ipot
 from exactot import barycenter, free_support_barycenter, solve, solve_sample
@@ -88,6 +88,23 @@ def test_gradients_keep_their_units():
             np.testing.assert_allclose(gradients[1][k] / unit, gradients[0][k], atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-140, 1e-30, 1e30, 1e140])
+def test_gradients_in_points_keep_their_units(scale):
+    cube = lambda u, v: (u[:, None] - v).abs().sum(-1) ** 2  # noqa: E731
+    for metric, degree in (("sqeuclidean", 2), ("euclidean", 1), ("cityblock", 1), (cube, 2)):
+        found = []
+        for s in (1.0, scale):
+            x, y = (torch.from_numpy(s * z).requires_grad_() for z in (X, Y))
+            value = solve_sample(x, y, metric=metric).value
+            value.backward()
+            cost = s**degree
+            found.append(
+                [value.item() / cost, x.grad.numpy() * s / cost, y.grad.numpy() * s / cost]
+            )
+        for first, second in zip(*found):
+            np.testing.assert_allclose(second, first, rtol=1e-9, atol=1e-12)
+
+
 def uniform(n):
     return np.full(n, 1 / n)
 
@@ -110,6 +127,21 @@ def test_a_huge_cost_that_no_mass_pays(dtype, huge):
         assert found.lower_bound <= W * (1 + 1e-6) and found.value >= W * (1 - 1e-6)
         assert found.lower_bound >= 0.9 * W
         assert not found.converged or found.gap <= (options.get("tol", 0) + 1e-5) * found.value
+
+
+@pytest.mark.parametrize("huge", [1e6, 1e9, 1e15, 1e300])
+def test_a_huge_cost_in_a_barycenter(huge):
+    rng = np.random.default_rng(4)
+    forbidden = (rng.random((12, 12)) < 0.3) & ~np.eye(12, dtype=bool)
+    cost, A = rng.random((12, 12)), rng.dirichlet(np.ones(12), 3).T
+    W = barycenter_program(A, np.where(forbidden, 1e3, cost), uniform(3))
+    cost = np.where(forbidden, huge, cost)
+    exact = barycenter(A, cost, exact=True)
+    assert exact.value == pytest.approx(W, rel=1e-8) and exact.converged
+    for tol in (None, 1e-2):
+        found = barycenter(A, cost, tol=tol)
+        assert found.lower_bound <= W * (1 + 1e-9) and W * (1 - 1e-9) <= found.value <= 1.02 * W
+        assert found.converged == (found.gap <= (tol or 1e-9) * found.value)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
