@@ -8,7 +8,7 @@ import pytest
 
 import exactot
 import ipot
-from benchmarks import fuzz
+from benchmarks import fuzz, problems
 
 SMALL = 24  # points on a side
 BLOCK = 10  # seeds of a test
@@ -18,7 +18,7 @@ BLOCK = 10  # seeds of a test
 def test_random_problems(first):
     """`python -m benchmarks.fuzz --problems 1 --largest 24 --seed N` makes one of them again."""
     seeds = range(first, first + BLOCK)
-    found = {seed: fuzz.run(fuzz.make(seed, SMALL), timed=False)["failures"] for seed in seeds}
+    found = {seed: fuzz.run(problems.make(seed, SMALL), timed=False)["failures"] for seed in seeds}
     assert not (failed := {seed: what for seed, what in found.items() if what}), failed
 
 
@@ -26,8 +26,8 @@ def plain_problem(solver):
     """A problem that is easy to solve, the answer, and bounds on its value."""
     rng = np.random.default_rng(0)
     M, a = rng.random((6, 5)) + 1, rng.random(6)
-    p = fuzz.Problem(M, a, np.full(5, a.sum() / 5), None, "", np.float64, False)
-    case = fuzz.Case({}, [p], False, "numpy")
+    p = problems.Problem(M, a, np.full(5, a.sum() / 5), None, "", np.float64, False)
+    case = problems.Case({}, [p], False, "numpy")
     low, high, _ = fuzz.linear_program(p)
     return fuzz.answers(case, solver(M, a, p.b))[0], low, high
 
@@ -66,11 +66,11 @@ def test_a_gap_that_is_called_closed_fails():
 
 
 def test_every_class_is_drawn_and_a_seed_makes_one_problem():
-    cases = [fuzz.make(seed, SMALL) for seed in range(250)]
+    cases = [problems.make(seed, SMALL) for seed in range(250)]
     names = set().union(*(fuzz.classes(case.row) for case in cases))
-    assert {f"cost: {name}" for name in (*fuzz.COSTS, *fuzz.POINTS)} < names
-    assert {f"weights: {name}" for name in fuzz.WEIGHTS} < names
-    for first, second in zip(cases, (fuzz.make(seed, SMALL) for seed in range(20))):
+    assert {f"cost: {name}" for name in (*problems.COSTS, *problems.POINTS)} < names
+    assert {f"weights: {name}" for name in problems.WEIGHTS} < names
+    for first, second in zip(cases, (problems.make(seed, SMALL) for seed in range(20))):
         np.testing.assert_array_equal(first.problems[0].M, second.problems[0].M)
         np.testing.assert_array_equal(first.problems[0].a, second.problems[0].a)
 
