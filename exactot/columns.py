@@ -39,8 +39,8 @@ MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex
 LIGHT = 1e-18  # mass of points that are linked to the others once these are solved
 LOOSE = 1e-3  # relative gaps from here on are loose
 VIOLATORS = 8  # arcs that a row may add in a round
-CAPS = 1e3, 1e6  # times a usual cost: what is above is cut where no flow needs it
-CLOSE = 1e-10  # gap, relative to the carried cost, from which potentials are refined
+CAP = 1e6  # times a usual cost: what is above is cut where no flow needs it
+CLOSE = 3e-10  # gap, relative to the carried cost, from which potentials are refined
 REFINEMENTS = 2  # of a solution's potentials, at most
 WIDER = 1e3  # times the gap: what is above is cut in a refinement
 SLIGHT = 1e-14  # mass that rounding may have put on an arc
@@ -259,8 +259,7 @@ def _network_simplex(
     sample = sample[sample > 0]
     usual = float(sample[len(sample) // 4]) if len(sample) else 0.0
     low, high = float(costs.min()), float(costs.max())
-    limits = (limit, *(cap * usual for cap in CAPS))
-    for limit in (*(limit for limit in limits if 0 < limit < high), math.inf):
+    for limit in (*(x for x in (limit, CAP * usual) if 0 < x < high), math.inf):
         scale = 2.0 ** math.frexp(max(min(high, limit), -low))[1]  # whole costs stay whole
         table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
         solved, flow, u, v = _emd(a, b, table, arcs)
