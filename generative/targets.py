@@ -93,6 +93,14 @@ class Target:
         return first[:n], second[:n]
 
 
+def _uniform(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    return torch.rand(n, dim, generator=rng, device=rng.device, dtype=torch.float32)
+
+
+def _normal(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(n, dim, generator=rng, device=rng.device, dtype=torch.float32)
+
+
 def mixture(
     shares: np.ndarray, centres: np.ndarray, sd: np.ndarray, window: tuple[tuple[float, float], ...]
 ) -> Target:
@@ -105,8 +113,7 @@ def mixture(
             torch.tensor(z, dtype=torch.float32, device=device) for z in (shares, centres, sd)
         )
         chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, centres.shape[1], generator=generator, device=device)
-        return means[chosen] + scales[chosen, None] * z
+        return means[chosen] + scales[chosen, None] * _normal(n, centres.shape[1], generator)
 
     def density(x: np.ndarray) -> np.ndarray:
         if len(window) == 1:
@@ -157,9 +164,10 @@ def _swiss_roll(n: int, seed: int) -> np.ndarray:
 
 def _checkerboard(n: int, generator: torch.Generator) -> Tensor:
     """The black squares of a 4 x 4 board on [-2, 2]^2."""
-    x = 4 * torch.rand(n, 2, generator=generator, device=generator.device) - 2
+    x = 4 * _uniform(n, 2, generator) - 2
     x[:, 1] = x[:, 1].floor().div(2).floor() * 2 + x[:, 1] % 1 + x[:, 0].floor() % 2
-    return torch.where(x[:, 1:] >= 2, x - torch.tensor([0.0, 4.0], device=x.device), x)
+    x[:, 1] -= 4 * (x[:, 1] >= 2)
+    return x
 
 
 def _checkerboard_density(x: np.ndarray) -> np.ndarray:
@@ -167,17 +175,9 @@ def _checkerboard_density(x: np.ndarray) -> np.ndarray:
     return np.where(black & (abs(x) < 2).all(-1), 1 / 8, 0.0)
 
 
-def _draw_uniform(n: int, generator: torch.Generator) -> Tensor:
-    return 2 * torch.rand(n, 1, generator=generator, device=generator.device)
-
-
-def _draw_gaussian(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, 1, generator=generator, device=generator.device)
-
-
 def _draw_mixture(n: int, generator: torch.Generator) -> Tensor:
-    left = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
-    z = _draw_gaussian(n, generator)
+    left = _uniform(n, 1, generator) < 0.5
+    z = _normal(n, 1, generator)
     return torch.where(left, -2 + z, 2 + 0.5 * z)
 
 
@@ -293,8 +293,8 @@ def _units(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 TARGETS = {
-    "uniform": Target(_draw_uniform, ((-0.5, 2.5),), uniform(0, 2).pdf),
-    "gaussian": Target(_draw_gaussian, ((-4.5, 4.5),), norm(0, 1).pdf),
+    "uniform": Target(lambda n, rng: 2 * _uniform(n, 1, rng), ((-0.5, 2.5),), uniform(0, 2).pdf),
+    "gaussian": Target(lambda n, rng: _normal(n, 1, rng), ((-4.5, 4.5),), norm(0, 1).pdf),
     "mixture": replace(_TWO, draw=_draw_mixture),
     "outlier": mixture([0.49, 0.49, 0.02], [[-2], [2], [10]], [1, 0.5, 0.5], ((-6.0, 13.0),)),
     "ring": _ring(),
