@@ -106,6 +106,10 @@ class Config:
             setattr(self, field.name, plain(getattr(self, field.name)))
 
 
+# What may be said anew when a run is resumed.
+FREE = ("epochs", "show", "data_path", "device")
+
+
 class Generator(nn.Module):
     """Noise to samples: three linear layers with BatchNorm and LeakyReLU between them.
 
@@ -228,12 +232,12 @@ class Training:
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """n generated samples and two sets of 50,000 target samples, none seen in training.
 
-        Fewer where the target is the user's data.
+        The sets are smaller where the target is the user's data.
         """
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
         x = self.sampler()(self.noise(n, rng, independent=True))
         y, other = self.target.two_sets(50000, rng)
-        return x[: len(y)], y, other
+        return x, y, other
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
@@ -248,13 +252,20 @@ class Training:
         x, y, _ = self.sample(20000, seed=2)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
-        w1, w2 = (self.target.scale * w for w in wasserstein_distances(x, y, points=1000))
+        w1, w2 = (self.target.scale * w for w in wasserstein_distances(x[: len(y)], y, points=1000))
         self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
         self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
 
     def is_finite(self) -> bool:
         """Whether it has not diverged since it was last evaluated."""
         return all(bool(weight.isfinite().all()) for weight in self.generator.parameters())
+
+    def kept_settings(self) -> dict:
+        """Those that hold from the first epoch to the last."""
+        settings = dataclasses.asdict(self.config)
+        for name in (*FREE, "resume", "output_dir"):
+            del settings[name]
+        return settings
 
     def state(self) -> dict:
         return {
@@ -267,6 +278,7 @@ class Training:
             "rng": self.rng.get_state(),
             "device": self.device.type,
             "data": self.target.digest,
+            "settings": self.kept_settings(),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
@@ -279,7 +291,8 @@ class Training:
         Raises
         ------
         ValueError
-            If it was made on another kind of device, with other data or by another version.
+            If it was made on another kind of device, with other data or settings or by another
+            version.
         """
         try:
             if state["device"] != self.device.type:
@@ -293,6 +306,12 @@ class Training:
                     f"data_path: {self.config.data_path} is not what the run was trained on; it "
                     f"has changed since, or the run was made by an earlier version"
                 )
+            for name, value in self.kept_settings().items():
+                if state["settings"].get(name, value) != value:
+                    raise ValueError(
+                        f"{name}: config.json has {value!r}, but the run was trained with "
+                        f"{state['settings'][name]!r}"
+                    )
             self.generator.load_state_dict(state["generator"])
             self.averaged.load_state_dict(state["averaged"])
             self.objective.load_state_dict(state["objective"])
@@ -413,7 +432,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
     """The final figures, tables and weights."""
     config = run.config
     x, y, other = run.sample(50000, seed=3)
-    metrics = all_metrics(x, y, other, run.target)
+    metrics = all_metrics(x[: len(y)], y, other, run.target)
     metrics |= {"samples": len(y), "steps": run.updates}
     w1, w1_floor = metrics["w1"], metrics["w1_floor"]
     with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
@@ -467,7 +486,7 @@ def _resumed(config: Config) -> Config:
     for field in dataclasses.fields(Config):
         given, kept = getattr(config, field.name), getattr(saved, field.name)
         # Data elsewhere and another device are compared with the checkpoint.
-        if field.name not in ("epochs", "show", "data_path", "device") and given != kept:
+        if field.name not in FREE and given != kept:
             raise ValueError(
                 f"{field.name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
                 f"a resumed run keeps its settings"
@@ -510,6 +529,8 @@ def saved_config(folder: str) -> Config:
 
 
 def main() -> None:
+    if hasattr(sys.stdout, "reconfigure"):  # a folder's name may have letters that it lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     config = tyro.cli(Config, description=__doc__)
     try:  # a second reading, so that what is said there goes before other defaults
         if config.resume:

@@ -168,5 +168,5 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict:
             raise RuntimeError(f"it holds {type(state).__name__}")
         return state
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "it is empty"
         raise ValueError(f"{path} is not a checkpoint that can be read: {reason}") from None

@@ -90,9 +90,9 @@ def open_target(config) -> Target:
 
 
 def data_name(config) -> str:
-    """What a run is called: its target, or the user's file, by characters that can be written."""
+    """What a run is called: its target, or the user's file by up to 60 characters of text."""
     name = Path(config.data_path).stem if config.data_path else config.data_type
-    return name.encode(errors="replace").decode()
+    return name.encode(errors="replace").decode()[:60]
 
 
 def check(config) -> Target:
@@ -137,8 +137,8 @@ def check(config) -> Target:
     }
     for name, low in least.items():
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**62:
+            raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up, below 2^62")
     small, wide = (0, 1e6), (1e-9, 1e9)
     ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "tau": wide}
     for name, (low, high) in ranges.items():

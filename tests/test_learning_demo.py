@@ -273,6 +273,7 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
         ({"x_dim": 2}, "x_dim: got 2; gaussian accepts 1"),
         ({"z_dim": 0}, "z_dim: got 0"),
         ({"seed": -1}, "seed: got -1"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616; accepts integers from 0 up"),
         ({"device": "tpu9"}, "device: got 'tpu9'; accepts auto, cpu"),
         ({"even": "no"}, "even: got 'no'; accepts true or false"),
         ({"objective": ["ipot"]}, "objective: got ['ipot']; accepts ipot, ipot-exact"),
@@ -377,7 +378,10 @@ def test_metrics_of_ties_are_json(tmp_path, kind):
 
     text = (tmp_path / "mine" / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse) == metrics
-    assert metrics["kl_floor"] is None and abs(metrics["mmd_floor"]) < 0.1 < metrics["mmd"] + 0.2
+    assert (
+        metrics["kl"] is metrics["kl_floor"] is None
+        and abs(metrics["mmd_floor"]) < 0.1 < metrics["mmd"] + 0.2
+    )
 
 
 @pytest.mark.parametrize("rows", [np.ones((200, 1)), 1e305 * np.eye(200)[:, :1]])
@@ -537,6 +541,23 @@ def test_a_config_of_fewer_fields_is_filled(tmp_path):
     del settings["anneal"]
     path.write_text(json.dumps(settings))
     assert saved_config(path.parent).anneal is False
+
+
+@pytest.mark.parametrize("name, value", [("data_type", "uniform"), ("lr", 1e-3), ("g_dim", 8)])
+def test_an_edited_config_is_noticed(tmp_path, name, value):
+    train(small(tmp_path, epochs=2))
+    path = tmp_path / "gaussian" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=f"^{name}: config.json has {value!r}, but the run was"):
+        train(dataclasses.replace(saved_config(path.parent), epochs=4, show=False))
+
+
+@pytest.mark.parametrize("name", ["b\udcffd$_", "x" * 250])
+def test_any_file_name_will_do(tmp_path, name):
+    metrics = train(small(tmp_path, data_path=user_data(tmp_path / f"{name}.npy"), epochs=2))
+    (folder,) = tmp_path.glob("*/")
+    assert sample(folder, 10).shape == (10, 1) and metrics["steps"] == 4
+    assert str(folder).isprintable() and len(folder.name) <= 60
 
 
 @pytest.mark.parametrize("name", ["fit_00004.png", "checkpoint.pt", "metrics.json", "fit.gif"])
