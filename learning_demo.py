@@ -33,24 +33,29 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from generative import plots
-from generative.batches import lattice
 from generative.checkpoints import (
     claimed,
     ctrl_c_asks,
-    device_name,
     load_checkpoint,
     new_run_folder,
-    plain,
     save_checkpoint,
     write_json,
     written_whole,
 )
 from generative.metrics import all_metrics, wasserstein_distances
+from generative.networks import linear
+from generative.noise import Noise
 from generative.objectives import OBJECTIVES
-from generative.objectives.uotm import CONJUGATES
-from generative.targets import TARGETS, Target, from_file
-
-LATENTS = ("uniform", "gaussian", "gaussians")
+from generative.process import unaffected
+from generative.settings import (
+    check,
+    data_name,
+    device_name,
+    open_target,
+    plain,
+    tell_own_defaults,
+    with_own_defaults,
+)
 
 
 @dataclass
@@ -101,23 +106,14 @@ class Config:
             setattr(self, field.name, plain(getattr(self, field.name)))
 
 
-# What Config ships with where objectives have defaults of their own: these apply to fields that are
-# still so. What you edit above, or say on the command line, stays as you want it.
-SHIPPED = {
-    "data_size": 50000,
-    "batchsize": 512,
-    "lr": 1e-4,
-    "steps_per_epoch": 2,
-    "num_proximal": 32,
-    "latent": "uniform",
-    "n_critic": 5,
-    "critic_lr": 0.0,
-    "penalty": 0.1,
-}
+# What may be said anew when a run is resumed.
+FREE = ("epochs", "show", "data_path", "device")
 
 
 class Generator(nn.Module):
     """Noise to samples: three linear layers with BatchNorm and LeakyReLU between them.
+
+    Weights come from :meth:`initialise` or a file.
 
     The data's mean and standard deviation scale the output. Samples are in the units of these two:
     the target's standard units in training, the data's own, in float64, with those of generator.pt.
@@ -126,13 +122,13 @@ class Generator(nn.Module):
     def __init__(self, z_dim: int, g_dim: int, x_dim: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(z_dim, g_dim),
-            nn.BatchNorm1d(g_dim),
+            linear(z_dim, g_dim),
+            nn.BatchNorm1d(g_dim, dtype=torch.float32),
             nn.LeakyReLU(0.2),
-            nn.Linear(g_dim, g_dim // 2),
-            nn.BatchNorm1d(g_dim // 2),
+            linear(g_dim, g_dim // 2),
+            nn.BatchNorm1d(g_dim // 2, dtype=torch.float32),
             nn.LeakyReLU(0.2),
-            nn.Linear(g_dim // 2, x_dim),
+            linear(g_dim // 2, x_dim),
         )
         self.register_buffer("mean", torch.zeros(x_dim, dtype=torch.float64))
         self.register_buffer("std", torch.ones(x_dim, dtype=torch.float64))
@@ -156,24 +152,18 @@ class Training:
     Data and samples are in the target's standard units, distances in the history in the data's.
     """
 
-    @torch.random.fork_rng(
-        devices=()
-    )  # layers draw from torch's own generator before they get ours
     def __init__(self, config: Config):
         self.config = config
         self.device = torch.device(device_name(config.device))
         self.target = open_target(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.noise = Noise(config, self.rng)
         self.data = self.target.draw(config.data_size, self.rng)
         self.generator = Generator(config.z_dim, config.g_dim, self.target.dim).to(self.device)
         self.generator.initialise(self.data, self.rng)
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
-        if config.latent == "gaussians":
-            own = torch.Generator(self.device).manual_seed(config.seed + 4)
-            shape = config.latent_centres, config.z_dim
-            self.centres = torch.randn(shape, generator=own, device=self.device)
         if config.even:
             tree = cKDTree(self.data.cpu().numpy(), leafsize=1)
             self.order = torch.from_numpy(tree.indices.astype(np.int64)).to(self.device)
@@ -186,24 +176,6 @@ class Training:
         self.logged: list[dict[str, Tensor]] = []  # since the last row of the history
         self.history: list[dict] = []
         self.frames: list[list] = []  # what a figure shows, one for each row of the history
-
-    def noise(
-        self, n: int | None = None, rng: torch.Generator | None = None, independent: bool = False
-    ) -> Tensor:
-        """Noise (n, z_dim); a minibatch of the training if nothing is said."""
-        shape, rng = (n or self.config.batchsize, self.config.z_dim), rng or self.rng
-        even = lattice(*shape, rng) if self.config.even and not independent else None
-        if self.config.latent == "uniform":
-            u = torch.rand(shape, generator=rng, device=self.device) if even is None else even
-            return 2 * u - 1
-        if even is None:
-            z = torch.randn(shape, generator=rng, device=self.device)
-        else:
-            z = torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
-        if self.config.latent == "gaussian":
-            return z
-        chosen = torch.randint(len(self.centres), shape[:1], generator=rng, device=self.device)
-        return self.centres[chosen] + self.config.latent_sigma * z
 
     def points(self) -> Tensor:
         """The next minibatch of the data set, which is walked through again and again.
@@ -251,21 +223,21 @@ class Training:
     def mapped_grid(self) -> np.ndarray:
         """Where the generator takes the lines of a square grid in two dimensions of noise."""
         reach = 1.0 if self.config.latent == "uniform" else 2.0
-        t, places = torch.linspace(-reach, reach, 200), torch.linspace(-reach, reach, 21)
-        upright = torch.stack(torch.meshgrid(places, t, indexing="ij"), -1)
-        lines = torch.cat((upright, upright.flip(-1))).to(self.device)
+        t, places = np.linspace(-reach, reach, 200), np.linspace(-reach, reach, 21)
+        upright = np.stack(np.meshgrid(places, t, indexing="ij"), -1).astype(np.float32)
+        lines = torch.from_numpy(np.concatenate((upright, upright[..., ::-1]))).to(self.device)
         return self.sampler()(lines.flatten(0, 1)).view(lines.shape).cpu().numpy()
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """n generated samples and two sets of 50,000 target samples, none seen in training.
 
-        Fewer where the target is the user's data.
+        The sets are smaller where the target is the user's data.
         """
         rng = torch.Generator(self.device).manual_seed(self.config.seed + seed)
         x = self.sampler()(self.noise(n, rng, independent=True))
         y, other = self.target.two_sets(50000, rng)
-        return x[: len(y)], y, other
+        return x, y, other
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
@@ -280,13 +252,20 @@ class Training:
         x, y, _ = self.sample(20000, seed=2)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
-        w1, w2 = (self.target.scale * w for w in wasserstein_distances(x, y, points=1000))
+        w1, w2 = (self.target.scale * w for w in wasserstein_distances(x[: len(y)], y, points=1000))
         self.history.append({"epoch": self.epoch, **means, "w1": w1, "w2": w2})
         self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
 
     def is_finite(self) -> bool:
         """Whether it has not diverged since it was last evaluated."""
         return all(bool(weight.isfinite().all()) for weight in self.generator.parameters())
+
+    def kept_settings(self) -> dict:
+        """Those that hold from the first epoch to the last."""
+        settings = dataclasses.asdict(self.config)
+        for name in (*FREE, "resume", "output_dir"):
+            del settings[name]
+        return settings
 
     def state(self) -> dict:
         return {
@@ -299,6 +278,7 @@ class Training:
             "rng": self.rng.get_state(),
             "device": self.device.type,
             "data": self.target.digest,
+            "settings": self.kept_settings(),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
@@ -311,7 +291,8 @@ class Training:
         Raises
         ------
         ValueError
-            If it was made on another kind of device, with other data or by another version.
+            If it was made on another kind of device, with other data or settings or by another
+            version.
         """
         try:
             if state["device"] != self.device.type:
@@ -325,6 +306,12 @@ class Training:
                     f"data_path: {self.config.data_path} is not what the run was trained on; it "
                     f"has changed since, or the run was made by an earlier version"
                 )
+            for name, value in self.kept_settings().items():
+                if state["settings"].get(name, value) != value:
+                    raise ValueError(
+                        f"{name}: config.json has {value!r}, but the run was trained with "
+                        f"{state['settings'][name]!r}"
+                    )
             self.generator.load_state_dict(state["generator"])
             self.averaged.load_state_dict(state["averaged"])
             self.objective.load_state_dict(state["objective"])
@@ -338,6 +325,28 @@ class Training:
             raise ValueError(f"the checkpoint does not fit the run's settings: {reason}") from None
 
 
+@unaffected
+@torch.no_grad()
+def sample(folder: str | Path, n: int, seed: int = 0) -> Tensor:
+    """n samples (n, x_dim) of a finished run, float64, in the units of its data.
+
+    The data are not needed. Samples are on the run's device or, where there is none, on the default
+    one.
+
+    Raises
+    ------
+    ValueError
+        If there is no finished run in the folder.
+    """
+    config = saved_config(folder)
+    rng = torch.Generator(device_name(config.device)).manual_seed(seed)
+    generator = Generator(config.z_dim, config.g_dim, config.x_dim)
+    weights = load_checkpoint(Path(folder) / "generator.pt", rng.device)
+    generator.load_state_dict(weights, assign=True)
+    return generator.eval()(Noise(config, rng)(n, independent=True))
+
+
+@unaffected
 def train(config: Config, own_defaults: bool = True) -> dict:
     """Run or resume a training; write everything to the run's folder and return the metrics.
 
@@ -358,7 +367,7 @@ def train(config: Config, own_defaults: bool = True) -> dict:
     """
     config = _settled(config, own_defaults)
     run = Training(config)
-    folder = Path(config.resume or new_run_folder(config.output_dir, _name(config)))
+    folder = Path(config.resume or new_run_folder(config.output_dir, data_name(config)))
     with claimed(folder):
         if (folder / "checkpoint.pt").exists():
             run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
@@ -423,7 +432,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
     """The final figures, tables and weights."""
     config = run.config
     x, y, other = run.sample(50000, seed=3)
-    metrics = all_metrics(x, y, other, run.target)
+    metrics = all_metrics(x[: len(y)], y, other, run.target)
     metrics |= {"samples": len(y), "steps": run.updates}
     w1, w1_floor = metrics["w1"], metrics["w1_floor"]
     with written_whole(folder / "history.csv") as path, open(path, "w", newline="") as file:
@@ -432,7 +441,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
         writer.writerows(run.history)
     save_checkpoint(folder / "generator.pt", run.weights())
 
-    title = f"{_name(config)}: W1 {w1:.3g}, between two target samples {w1_floor:.3g}"
+    title = f"{data_name(config)}: W1 {w1:.3g}, between two target samples {w1_floor:.3g}"
     fit.show(plots.frame(x.cpu().numpy(), run.target), title)
     plots.save_figure(fit.figure, folder / "final.png")
     plots.save_figure(plots.curves(run.history, w1_floor, run.target), folder / "curves.png")
@@ -450,7 +459,7 @@ def _finish(run: Training, fit: plots.FitPlot, folder: Path, started: float) -> 
 
 
 def _title(config: Config, row: dict) -> str:
-    return f"{_name(config)}, epoch {row['epoch']}: W1 {row['w1']:.3g}"
+    return f"{data_name(config)}, epoch {row['epoch']}: W1 {row['w1']:.3g}"
 
 
 # ------------------------------------------------------------------------------ settings
@@ -477,7 +486,7 @@ def _resumed(config: Config) -> Config:
     for field in dataclasses.fields(Config):
         given, kept = getattr(config, field.name), getattr(saved, field.name)
         # Data elsewhere and another device are compared with the checkpoint.
-        if field.name not in ("epochs", "show", "data_path", "device") and given != kept:
+        if field.name not in FREE and given != kept:
             raise ValueError(
                 f"{field.name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
                 f"a resumed run keeps its settings"
@@ -490,51 +499,9 @@ def _resumed(config: Config) -> Config:
     return config
 
 
-def with_own_defaults(config: Config) -> Config:
-    """These settings, with the objective's own defaults (mostly its authors') where fields are as
-    they ship.
-
-    Raises
-    ------
-    ValueError
-        If there is no such objective.
-    """
-    if config.objective not in OBJECTIVES:
-        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
-    own = {
-        name: value
-        for name, value in OBJECTIVES[config.objective].defaults.items()
-        if getattr(config, name) == getattr(Config, name)
-        and getattr(Config, name) == SHIPPED.get(name, getattr(Config, name))
-    }
-    return dataclasses.replace(config, **own)
-
-
 def config_for(objective: str, **changes) -> Config:
     """Config with an objective's own defaults and these changes; ValueError if it is unknown."""
     return dataclasses.replace(with_own_defaults(Config(objective=objective)), **changes)
-
-
-def tell_own_defaults(config: Config) -> None:
-    """Print the objective's own defaults that a run uses."""
-    own = [
-        f"{name} {value}"
-        for name, value in OBJECTIVES[config.objective].defaults.items()
-        if getattr(config, name) == value != getattr(Config, name)
-    ]
-    if own:
-        print(f"{config.objective} takes {', '.join(own)} unless you say otherwise")
-
-
-def open_target(config: Config) -> Target:
-    """The target of that name, or the user's data."""
-    if config.data_path:
-        return from_file(config.data_path, config.seed)
-    return TARGETS[config.data_type]
-
-
-def _name(config: Config) -> str:
-    return Path(config.data_path).stem if config.data_path else config.data_type
 
 
 def saved_config(folder: str) -> Config:
@@ -561,73 +528,9 @@ def saved_config(folder: str) -> Config:
     return dataclasses.replace(saved, resume=folder, show=Config.show)
 
 
-def check(config: Config) -> Target:
-    """Refuse settings that cannot work, in one line that names the field; give the target.
-
-    Raises
-    ------
-    ValueError
-        With the field, what it got and what it accepts.
-    """
-    for field in dataclasses.fields(Config):
-        value, kinds = getattr(config, field.name), {str: "text", bool: "true or false"}
-        for kind, accepted in kinds.items():
-            if isinstance(field.default, kind) and not isinstance(value, kind):
-                raise ValueError(f"{field.name}: got {value!r}; accepts {accepted}")
-    names = {
-        "data_type": TARGETS,
-        "objective": OBJECTIVES,
-        "latent": LATENTS,
-        "conjugate": CONJUGATES,
-    }
-    for name, known in names.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise ValueError(f"{name}: got {value!r}; accepts {', '.join(known)}")
-    least = {
-        "data_size": 2,
-        "batchsize": 2,
-        "epochs": 1,
-        "plot_interval": 1,
-        "steps_per_epoch": 1,
-        "num_proximal": 1,
-        "updates_per_plan": 1,
-        "target_batchsize": 0,
-        "n_critic": 1,
-        "c_dim": 1,
-        "latent_centres": 1,
-        "z_dim": 1,
-        "x_dim": 0,
-        "g_dim": 2,
-        "seed": 0,
-    }
-    for name, low in least.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up")
-    small, wide = (0, 1e6), (1e-9, 1e9)
-    ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "tau": wide}
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not low < value < high:
-            raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")
-    from_zero = {"average": 1, "critic_lr": 1e6, "penalty": 1e6, "latent_sigma": 1e6}
-    for name, high in from_zero.items():
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0 <= value < high:
-            raise ValueError(f"{name}: got {value!r}; accepts numbers from 0 to below {high:g}")
-    if config.target_batchsize and OBJECTIVES[config.objective].one_size:
-        raise ValueError(
-            f"target_batchsize: got {config.target_batchsize}; {config.objective} accepts 0"
-        )
-    target = open_target(config)
-    if config.x_dim not in (0, target.dim):
-        raise ValueError(f"x_dim: got {config.x_dim}; {_name(config)} accepts {target.dim}")
-    device_name(config.device)
-    return target
-
-
 def main() -> None:
+    if hasattr(sys.stdout, "reconfigure"):  # a folder's name may have letters that it lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     config = tyro.cli(Config, description=__doc__)
     try:  # a second reading, so that what is said there goes before other defaults
         if config.resume:

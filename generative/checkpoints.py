@@ -1,4 +1,4 @@
-"""What a run stands on: its folder, files that are whole or not there, plain settings, a device."""
+"""What a run stands on: its folder, files that are whole or not there, and an orderly stop."""
 
 import io
 import json
@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 
 
@@ -124,26 +123,6 @@ def write_json(path: str | Path, content: dict) -> None:
         temporary.write_text(text)
 
 
-def plain(value: object) -> object:
-    """A setting as a file keeps it: a NumPy number as Python's, a path or a device as text."""
-    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0:
-        return value.item()
-    if isinstance(value, (os.PathLike, torch.device)):
-        return str(value)
-    return value
-
-
-def device_name(name: str) -> str:
-    """The device of that name, "auto" being a GPU if there is one; ValueError if it is not here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
-    return name
-
-
 @contextmanager
 def ctrl_c_asks() -> Iterator[threading.Event]:
     """Give an event that the first Ctrl-C sets, so that work stops where it can be saved.
@@ -189,5 +168,5 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict:
             raise RuntimeError(f"it holds {type(state).__name__}")
         return state
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "it is empty"
         raise ValueError(f"{path} is not a checkpoint that can be read: {reason}") from None

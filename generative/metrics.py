@@ -73,9 +73,9 @@ def kl_divergence(x: Tensor, y: Tensor, k: int = 5) -> float | None:
     2009, section III; Perez-Cruz 2008); None where points repeat, so that there is no density.
     """
     x, y = _array(x), _array(y)
-    own = cKDTree(x).query(x, k + 1)[0][:, k]
+    own, within = (cKDTree(z).query(z, k + 1)[0][:, k] for z in (x, y))
     other = cKDTree(y).query(x, k)[0].reshape(len(x), -1)[:, -1]
-    if not (own.all() and other.all()):
+    if not (own.all() and within.all() and other.all()):
         return None
     return float(x.shape[1] * np.log(other / own).mean() + math.log(len(y) / (len(x) - 1)))
 

@@ -1,9 +1,15 @@
-"""Networks beside the generator."""
+"""Layers, and networks beside the generator."""
 
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A layer whose weights are yet to be set, whatever torch's defaults are."""
+    return skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
 
 
 class Critic(nn.Module):
@@ -18,8 +24,8 @@ class Critic(nn.Module):
         sizes = [data.shape[1], *[width] * depth]
         layers = []
         for size, following in pairwise(sizes):
-            layers += [nn.Linear(size, following), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+            layers += [linear(size, following), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, linear(width, 1))
         self.register_buffer("mean", data.mean(0))
         std = data.std(0)
         self.register_buffer("std", std.where(std > 0, 1))

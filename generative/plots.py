@@ -62,34 +62,33 @@ def length_unit(target: Target) -> float:
     return 1.0 if 1e-2 <= width < 1e5 else 10.0 ** math.floor(math.log10(width))
 
 
-def _origins(target: Target) -> np.ndarray:
-    """What figures subtract from each coordinate: 0, or a round number where they lie far out."""
-    low, high = np.array(target.window).T
-    middle, width = (low + high) / 2, (high - low).max()
-    step = 10.0 ** math.floor(math.log10(width))
-    return np.where(abs(middle) > 1000 * width, np.round(middle / step) * step, 0.0)
-
-
 def _in_figure(shown: np.ndarray, target: Target) -> np.ndarray:
-    """Points (..., 1) or (..., 2) of the target in a figure's coordinates.
+    """What figures show of the target, in a figure's coordinates.
 
-    matplotlib cannot draw numbers that are very small, very large or nearly equal.
+    matplotlib cannot draw numbers that are very small or very large.
     """
-    return (shown - _origins(target)) / length_unit(target)
+    return shown / length_unit(target)
 
 
 def _window(target: Target) -> list[np.ndarray]:
     """The target's window, in a figure's coordinates."""
-    return list(_in_figure(np.array(target.window).T, target).T)
+    return list(_in_figure(np.array(target.window), target))
 
 
-def _labels(target: Target, *names: str) -> list[str]:
+def _labels(target: Target) -> list[str]:
     """Names of the coordinates, with what turns the data's units into a figure's coordinates."""
-    labels, unit = [], length_unit(target)
-    for name, origin in zip(names, _origins(target)):
-        label = f"({name} - {origin:.15g})" if origin else name
-        labels.append(label if unit == 1 else f"{label} / {unit:g}")
-    return labels
+    if target.projection is not None:
+        labels = ["first principal component", "second"]
+    else:
+        names = ["x"] if target.dim == 1 else ["x1", "x2"]
+        origins = np.broadcast_to(target.origin, target.dim).tolist()
+        numbers = (str(origin).removesuffix(".0") for origin in origins)
+        labels = [
+            f"({name} - {number})".replace("- -", "+ ") if number != "0" else name
+            for name, number in zip(names, numbers)
+        ]
+    unit = length_unit(target)
+    return labels if unit == 1 else [f"{label} / {unit:g}" for label in labels]
 
 
 def frame(samples: np.ndarray, target: Target) -> np.ndarray:
@@ -118,14 +117,14 @@ class FitPlot:
         (window,) = _window(target)
         edges = np.linspace(*window, BINS + 1)
         x = np.linspace(*window, 600)
-        unit, (origin,) = length_unit(target), _origins(target)
-        density = unit * target.density(origin + unit * x)
+        unit = length_unit(target)
+        density = unit * target.density(unit * x)
         self._bars = self._axes.stairs(
             np.zeros(BINS), edges, fill=True, color=GENERATED, label="generated samples"
         )
         self._axes.plot(x, density, color=TARGET, linewidth=2, label="target density")
         self._axes.set(xlim=window, ylim=(0, 1.6 * density.max()))
-        self._axes.set(xlabel=_labels(target, "x")[0], ylabel="density")
+        self._axes.set(xlabel=_labels(target)[0], ylabel="density")
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(loc="upper right", frameon=False)
         self._axes.spines[["top", "right"]].set_visible(False)
@@ -176,10 +175,7 @@ class PlaneFitPlot(FitPlot):
             for color, name in ((GENERATED, "generated samples"), (TARGET, "target"))
         ]
         self._axes.set(xlim=horizontal, ylim=vertical, aspect="equal")
-        names = ("x1", "x2")
-        if target.projection is not None:
-            names = ("first principal component", "second")
-        xlabel, ylabel = _labels(target, *names)
+        xlabel, ylabel = _labels(target)
         self._axes.set(xlabel=xlabel, ylabel=ylabel)
         self._axes.set_title(" ", loc="left", fontsize=11)
         self._axes.legend(handles=handles, loc="upper right", fontsize=8)
@@ -198,7 +194,7 @@ def noise_map(lines: np.ndarray, target: Target) -> Figure:
     half = len(lines) // 2
     for k, line in enumerate(_in_figure(target.shown(lines), target)):
         axes.plot(*line.T, linewidth=0.8, color=GENERATED if k < half else TARGET, alpha=0.7)
-    (xlim, ylim), (xlabel, ylabel) = _window(target), _labels(target, "x1", "x2")
+    (xlim, ylim), (xlabel, ylabel) = _window(target), _labels(target)
     axes.set(xlim=xlim, ylim=ylim, xlabel=xlabel, ylabel=ylabel, aspect="equal")
     axes.set_title("A square grid in the noise, and where the generator takes it", loc="left")
     return figure

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 LARGEST = 784  # dimensions of a user's data
-EXTREME = 1e303  # entries of a user's data up to it, spread from its inverse up
-LOST = 100  # float64's steps at the largest entry that the spread must have
+EXTREME = 1e303  # entries of a user's data up to it, range from its inverse up
+FAR = 1000  # times their range: data so far from 0 are shown from a point beside them
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Target:
     Samples are in standard units, in which a user's data have mean 0 and, on average over the
     columns, variance 1. Training and distances keep to them; :meth:`in_data_units` leads back. All
     other attributes are in the data's units. For the distributions of this file both are the same.
+    Where a user's data lie far from 0, figures show and float64 resolves what they have beyond a
+    round number.
 
     Attributes
     ----------
@@ -34,16 +37,19 @@ class Target:
     window : ((float, float), ...)
         For each dimension of the figures the part that they show.
     density : function or None
-        Probability density: on the line at an array of points, same shape; on the plane at points
-        (..., 2), shape (...). None where there is no closed form.
+        Probability density of what figures show: on the line at an array of points, same shape; on
+        the plane at points (..., 2), shape (...). None where there is no closed form.
     shares, centres, sd : arrays (m,), (m, dim) and (m,), or None
         Weights, means and standard deviations of the modes, for mixtures of Gaussians.
     projection : array (dim, 2), or None
         In more than two dimensions the plane that figures show.
     held_out : array (m, dim), or None
         A user's data that `draw` does not give, in standard units, to compare samples with.
+    origin : array (dim,) or 0
+        What figures subtract; integers where the data are.
     offset, scale : array (dim,) or 0.0, and float
-        The point that is 0 in standard units, and the length that is 1, the same for all columns.
+        The mean, which is 0 in standard units, less the origin; and the length that is 1, the same
+        for all columns.
     digest : str or None
         SHA-256 of a user's file.
     """
@@ -56,6 +62,7 @@ class Target:
     sd: np.ndarray | None = None
     projection: np.ndarray | None = None
     held_out: np.ndarray | None = None
+    origin: np.ndarray | int = 0
     offset: np.ndarray | float = 0.0
     scale: float = 1.0
     digest: str | None = None
@@ -67,12 +74,14 @@ class Target:
 
     def in_data_units(self, samples: np.ndarray) -> np.ndarray:
         """Samples (..., dim) in the data's own units, float64."""
-        return self.offset + self.scale * samples.astype(np.float64)
+        return self.origin + (self.offset + self.scale * samples.astype(np.float64))
 
     def shown(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (..., dim) as figures show them, (..., 1) or (..., 2), in the data's units."""
-        samples = self.in_data_units(samples)
-        return samples if self.projection is None else samples @ self.projection
+        """Samples (..., dim) as figures show them, (..., 1) or (..., 2), in units of the data's
+        length: beyond the origin, or as principal components.
+        """
+        samples = self.scale * samples.astype(np.float64)
+        return self.offset + samples if self.projection is None else samples @ self.projection
 
     def two_sets(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two independent sets of up to n samples, to measure distances with."""
@@ -82,6 +91,14 @@ class Target:
         rows = rows[torch.randperm(len(rows), generator=generator, device=generator.device)]
         first, second = rows.chunk(2)
         return first[:n], second[:n]
+
+
+def _uniform(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    return torch.rand(n, dim, generator=rng, device=rng.device, dtype=torch.float32)
+
+
+def _normal(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(n, dim, generator=rng, device=rng.device, dtype=torch.float32)
 
 
 def mixture(
@@ -96,8 +113,7 @@ def mixture(
             torch.tensor(z, dtype=torch.float32, device=device) for z in (shares, centres, sd)
         )
         chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, centres.shape[1], generator=generator, device=device)
-        return means[chosen] + scales[chosen, None] * z
+        return means[chosen] + scales[chosen, None] * _normal(n, centres.shape[1], generator)
 
     def density(x: np.ndarray) -> np.ndarray:
         if len(window) == 1:
@@ -148,9 +164,10 @@ def _swiss_roll(n: int, seed: int) -> np.ndarray:
 
 def _checkerboard(n: int, generator: torch.Generator) -> Tensor:
     """The black squares of a 4 x 4 board on [-2, 2]^2."""
-    x = 4 * torch.rand(n, 2, generator=generator, device=generator.device) - 2
+    x = 4 * _uniform(n, 2, generator) - 2
     x[:, 1] = x[:, 1].floor().div(2).floor() * 2 + x[:, 1] % 1 + x[:, 0].floor() % 2
-    return torch.where(x[:, 1:] >= 2, x - torch.tensor([0.0, 4.0], device=x.device), x)
+    x[:, 1] -= 4 * (x[:, 1] >= 2)
+    return x
 
 
 def _checkerboard_density(x: np.ndarray) -> np.ndarray:
@@ -158,17 +175,9 @@ def _checkerboard_density(x: np.ndarray) -> np.ndarray:
     return np.where(black & (abs(x) < 2).all(-1), 1 / 8, 0.0)
 
 
-def _draw_uniform(n: int, generator: torch.Generator) -> Tensor:
-    return 2 * torch.rand(n, 1, generator=generator, device=generator.device)
-
-
-def _draw_gaussian(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, 1, generator=generator, device=generator.device)
-
-
 def _draw_mixture(n: int, generator: torch.Generator) -> Tensor:
-    left = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
-    z = _draw_gaussian(n, generator)
+    left = _uniform(n, 1, generator) < 0.5
+    z = _normal(n, 1, generator)
     return torch.where(left, -2 + z, 2 + 0.5 * z)
 
 
@@ -184,8 +193,8 @@ def from_file(path: str, seed: int) -> Target:
         If the file is no array of shape (n, d), n at least 100, d up to 784, of finite real
         numbers, or if their spread is zero, too small or too large to compute with.
     """
-    rows, digest = _read_rows(path)
-    offset, scale = _units(rows, path)
+    rows, origin, digest = _read_rows(path)
+    offset, scale = _units(rows)
     rows = rows[np.random.default_rng(seed).permutation(len(rows))]
     exact, rows = rows, ((rows - offset) / scale).astype(np.float32)
     held_out, rows = np.split(rows, [len(rows) // 5])
@@ -213,7 +222,7 @@ def from_file(path: str, seed: int) -> Target:
 
     target = Target(
         draw, (), density, projection=projection, held_out=held_out,
-        offset=offset, scale=scale, digest=digest,
+        origin=origin, offset=offset, scale=scale, digest=digest,
     )  # fmt: skip
     seen = target.shown(rows)
     low, high = seen.min(0), seen.max(0)
@@ -221,8 +230,8 @@ def from_file(path: str, seed: int) -> Target:
     return replace(target, window=tuple(zip((low - margin).tolist(), (high + margin).tolist())))
 
 
-def _read_rows(path: str) -> tuple[np.ndarray, str]:
-    """The array of a file, float64, and the digest of the file."""
+def _read_rows(path: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The array of a file beyond its origin, float64; the origin; the digest of the file."""
     accepted = f"accepts a .npy file of shape (n, d), n from 100 up, d up to {LARGEST}"
     try:
         content = Path(path).read_bytes()
@@ -231,21 +240,41 @@ def _read_rows(path: str) -> tuple[np.ndarray, str]:
         raise ValueError(f"data_path: there is no file {path}; {accepted}") from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"data_path: {path} cannot be read ({error}); {accepted}") from None
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biufc":
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biuf":
         kind = getattr(rows, "dtype", type(rows).__name__)
-        raise ValueError(f"data_path: {path} holds {kind}, not numbers; {accepted}")
-    if (
-        np.iscomplexobj(rows)
-        or rows.ndim != 2
-        or len(rows) < 100
-        or not 0 < rows.shape[1] <= LARGEST
-    ):
-        raise ValueError(f"data_path: got {rows.dtype} of shape {rows.shape}; {accepted}")
-    with np.errstate(over="ignore"):  # of numbers longer than float64
-        rows = rows.astype(np.float64, order="C")
-    if not np.isfinite(rows).all():
-        raise ValueError(f"data_path: {path} has entries that are not finite")
-    return rows, hashlib.sha256(content).hexdigest()
+        raise ValueError(f"data_path: {path} holds {kind}, not real numbers; {accepted}")
+    if rows.ndim != 2 or len(rows) < 100 or not 0 < rows.shape[1] <= LARGEST:
+        raise ValueError(f"data_path: {path} has shape {rows.shape}; {accepted}")
+    if rows.dtype.kind in "bf":
+        with np.errstate(over="ignore"):  # of numbers longer than float64
+            rows = rows.astype(np.float64, order="C")
+        if not np.isfinite(rows).all():
+            raise ValueError(f"data_path: {path} has entries that are not finite")
+    # Python's numbers, which do not overflow
+    low, high = rows.min(0).tolist(), rows.max(0).tolist()
+    width, largest = max(b - a for a, b in zip(low, high)), max(map(abs, low + high))
+    if width == 0:
+        raise ValueError(f"data_path: all rows of {path} are equal; accepts rows that differ")
+    if largest > EXTREME or width < 1 / EXTREME:
+        raise ValueError(
+            f"data_path: entries of {path} are up to {largest:.3g} and differ by {width:.3g}; "
+            f"accepts entries up to {EXTREME:g} that differ by {1 / EXTREME:g} or more"
+        )
+    origin = np.array([_origin(a, width) for a in low], dtype=rows.dtype)
+    return (rows - origin).astype(np.float64), origin, hashlib.sha256(content).hexdigest()
+
+
+def _origin(entry: float, width: float) -> float:
+    """A round number next to an entry of data of this range if they lie far from 0, else 0.
+
+    It has the type of the entry, in which it can be subtracted from the data without rounding.
+    """
+    if abs(entry) <= FAR * width:
+        return 0
+    step = type(width)(10) ** math.floor(math.log10(10 * width))
+    if isinstance(entry, float):
+        return float(f"{round(entry / step) * step:.15g}")
+    return int(math.copysign(1, entry)) * (abs(entry) // step * step)  # never beyond the dtype
 
 
 def _distinct(rows: np.ndarray) -> int:
@@ -253,33 +282,19 @@ def _distinct(rows: np.ndarray) -> int:
     return len(np.unique(rows[:1000], axis=0))
 
 
-def _units(rows: np.ndarray, path: str) -> tuple[np.ndarray, float]:
+def _units(rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean of rows (n, d), shape (d,), and their spread, the root of their columns' mean variance.
 
     One scale for all columns keeps the geometry, as squared distances mix them.
     """
     largest = float(abs(rows).max())
-    if (rows == rows[0]).all():
-        raise ValueError(f"data_path: all rows of {path} are equal; accepts rows that differ")
     relative = rows / largest  # sums of which cannot overflow, nor squares underflow
-    offset = largest * relative.mean(0)
-    scale = largest * float(np.sqrt(relative.var(0).mean()))
-    if largest > EXTREME or scale < 1 / EXTREME:
-        raise ValueError(
-            f"data_path: entries of {path} are up to {largest:.3g} and spread by {scale:.3g}; "
-            f"accepts entries up to {EXTREME:g} and a spread from {1 / EXTREME:g}"
-        )
-    if scale < LOST * np.spacing(largest):
-        raise ValueError(
-            f"data_path: the spread of {path}, {scale:.3g}, is lost in float64 beside entries up "
-            f"to {largest:.3g}; subtract what they have in common"
-        )
-    return offset, scale
+    return largest * relative.mean(0), largest * float(np.sqrt(relative.var(0).mean()))
 
 
 TARGETS = {
-    "uniform": Target(_draw_uniform, ((-0.5, 2.5),), uniform(0, 2).pdf),
-    "gaussian": Target(_draw_gaussian, ((-4.5, 4.5),), norm(0, 1).pdf),
+    "uniform": Target(lambda n, rng: 2 * _uniform(n, 1, rng), ((-0.5, 2.5),), uniform(0, 2).pdf),
+    "gaussian": Target(lambda n, rng: _normal(n, 1, rng), ((-4.5, 4.5),), norm(0, 1).pdf),
     "mixture": replace(_TWO, draw=_draw_mixture),
     "outlier": mixture([0.49, 0.49, 0.02], [[-2], [2], [10]], [1, 0.5, 0.5], ((-6.0, 13.0),)),
     "ring": _ring(),

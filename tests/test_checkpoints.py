@@ -16,11 +16,11 @@ from generative.checkpoints import (
     claimed,
     load_checkpoint,
     new_run_folder,
-    plain,
     save_checkpoint,
     write_json,
     written_whole,
 )
+from generative.settings import plain
 
 CPU = torch.device("cpu")
 

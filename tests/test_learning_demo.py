@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,7 +25,7 @@ import generative.metrics as metrics_module
 from generative import plots
 from generative.checkpoints import claimed, load_checkpoint, save_checkpoint
 from generative.targets import TARGETS
-from learning_demo import Config, Generator, Training, check, main, saved_config, train
+from learning_demo import Config, Generator, Training, check, main, sample, saved_config, train
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"data_size": 400, "batchsize": 64, "g_dim": 16, "num_proximal": 10, "show": False}
@@ -152,8 +154,8 @@ def test_the_readme_draws_samples(tmp_path):
     code = (ROOT / "README.md").read_text().split("To draw from a trained generator:")[1]
     names = {}
     exec(code.split("```")[1].removeprefix("python").replace("outputs", str(tmp_path)), names)
-    samples = names["samples"].detach()
-    assert samples.shape == (1000, 1)
+    samples = names["samples"]
+    assert samples.shape == (1000, 1) and not samples.requires_grad
     y = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
     w1, _ = metrics_module.wasserstein_distances(samples, y)
     assert w1 == pytest.approx(metrics["w1"], abs=0.15)
@@ -271,8 +273,11 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
         ({"x_dim": 2}, "x_dim: got 2; gaussian accepts 1"),
         ({"z_dim": 0}, "z_dim: got 0"),
         ({"seed": -1}, "seed: got -1"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616; accepts integers from 0 up"),
         ({"device": "tpu9"}, "device: got 'tpu9'; accepts auto, cpu"),
         ({"even": "no"}, "even: got 'no'; accepts true or false"),
+        ({"objective": ["ipot"]}, "objective: got ['ipot']; accepts ipot, ipot-exact"),
+        ({"device": "meta"}, "device: got 'meta'; accepts auto"),
         ({"data_path": 5}, "data_path: got 5; accepts text"),
         ({"resume": "nowhere"}, "resume: nowhere is not a run's folder"),
     ],
@@ -331,9 +336,7 @@ def test_a_run_is_the_same_in_all_units(tmp_path, scale, offset, d):
         data = user_data(tmp_path / f"{name}.npy", *units, d=d)
         metrics = train(small(tmp_path, data_path=data, **settings))
         run = Training(saved_config(tmp_path / name))
-        weights_there = weights(tmp_path / name)
-        run.generator.load_state_dict(weights_there, assign=True)
-        samples = run.generator.eval()(run.noise(300, independent=True)).detach().numpy()
+        samples = sample(tmp_path / name, 300).numpy()
         size, middle = units or (1.0, 0.0)
         distances = np.array([metrics[name] for name in ("w1", "w2", "sliced_w2", "w1_floor")])
         others = [metrics[name] for name in ("mmd", "kl")]
@@ -375,7 +378,10 @@ def test_metrics_of_ties_are_json(tmp_path, kind):
 
     text = (tmp_path / "mine" / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse) == metrics
-    assert metrics["kl_floor"] is None and abs(metrics["mmd_floor"]) < 0.1 < metrics["mmd"] + 0.2
+    assert (
+        metrics["kl"] is metrics["kl_floor"] is None
+        and abs(metrics["mmd_floor"]) < 0.1 < metrics["mmd"] + 0.2
+    )
 
 
 @pytest.mark.parametrize("rows", [np.ones((200, 1)), 1e305 * np.eye(200)[:, :1]])
@@ -401,7 +407,7 @@ def test_settings_may_be_numpys_and_paths(tmp_path, monkeypatch):
     train(dataclasses.replace(saved, epochs=np.int64(4), show=False))
 
 
-def test_changed_data_are_noticed(tmp_path):
+def test_changed_data_are_noticed_and_samples_need_none(tmp_path):
     data = user_data(tmp_path / "mine.npy")
     train(small(tmp_path, data_path=data, epochs=2))
     saved = dataclasses.replace(saved_config(tmp_path / "mine"), epochs=4, show=False)
@@ -410,6 +416,8 @@ def test_changed_data_are_noticed(tmp_path):
     with pytest.raises(ValueError, match=r"data_path: .*mine\.npy is not what the run was trained"):
         train(saved)
     assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+    (tmp_path / "mine.npy").unlink()
+    assert sample(tmp_path / "mine", 50).shape == (50, 1)
     moved = user_data(tmp_path / "elsewhere.npy")
     train(dataclasses.replace(saved, data_path=moved))
 
@@ -432,19 +440,63 @@ def test_a_folder_of_a_gpu_draws_samples_without_one(tmp_path, monkeypatch):
         train(dataclasses.replace(saved_config(folder), show=False))
 
 
-def test_the_callers_process_is_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics_module, "POINTS", 200)
+@contextmanager
+def strange_process():
+    """Most of what a caller can set for torch and NumPy, warnings as errors, a figure of pyplot."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
     mine = plt.figure()
     try:
-        states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
-        parameters = dict(plt.rcParams)
-        train(small(tmp_path, data_type="ring", objective="wgan-gp", epochs=2))
-        assert plt.get_fignums() == [mine.number] and plt.gcf() is mine
-        assert torch.equal(torch.get_rng_state(), states[0])
-        assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
-        assert random.getstate() == states[2] and dict(plt.rcParams) == parameters
+        with (
+            torch.device("meta"),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            torch.inference_mode(),
+            np.errstate(all="raise"),
+            warnings.catch_warnings(action="error"),
+        ):
+            yield
     finally:
         plt.close(mine)
+        torch.set_default_dtype(before)
+
+
+def process():
+    """What a training could change by accident."""
+    return (
+        torch.get_rng_state().tolist(),
+        str(np.random.get_state()),  # noqa: NPY002
+        random.getstate(),
+        dict(plt.rcParams),
+        plt.get_fignums() and plt.gcf().number,
+        plt.get_fignums(),
+        (torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()),
+        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), np.geterr()),
+        list(warnings.filters),
+        signal.getsignal(signal.SIGINT),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_type": "ring", "objective": "wgan-gp"},
+        {"data_path": "mine.npy", "latent": "gaussians", "even": True},
+        {"data_type": "moons", "objective": "assignment-fast"},
+    ],
+)
+def test_the_callers_process_neither_matters_nor_changes(tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(metrics_module, "POINTS", 200)
+    monkeypatch.chdir(tmp_path)
+    user_data("mine.npy", d=2)
+    config = small(tmp_path, epochs=2, **changes)
+    usual = train(config)
+    drawn = sample(next(tmp_path.glob("*/")), 9)
+    with strange_process():
+        before = process()
+        found = train(config)
+        again = sample(next(tmp_path.glob("*-2/")), 9)
+        assert process() == before
+    assert {**found, "seconds": 0} == {**usual, "seconds": 0} and torch.equal(again, drawn)
 
 
 def test_an_objective_brings_its_own_defaults(tmp_path, capsys):
@@ -489,6 +541,23 @@ def test_a_config_of_fewer_fields_is_filled(tmp_path):
     del settings["anneal"]
     path.write_text(json.dumps(settings))
     assert saved_config(path.parent).anneal is False
+
+
+@pytest.mark.parametrize("name, value", [("data_type", "uniform"), ("lr", 1e-3), ("g_dim", 8)])
+def test_an_edited_config_is_noticed(tmp_path, name, value):
+    train(small(tmp_path, epochs=2))
+    path = tmp_path / "gaussian" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=f"^{name}: config.json has {value!r}, but the run was"):
+        train(dataclasses.replace(saved_config(path.parent), epochs=4, show=False))
+
+
+@pytest.mark.parametrize("name", ["b\udcffd$_", "x" * 250])
+def test_any_file_name_will_do(tmp_path, name):
+    metrics = train(small(tmp_path, data_path=user_data(tmp_path / f"{name}.npy"), epochs=2))
+    (folder,) = tmp_path.glob("*/")
+    assert sample(folder, 10).shape == (10, 1) and metrics["steps"] == 4
+    assert str(folder).isprintable() and len(folder.name) <= 60
 
 
 @pytest.mark.parametrize("name", ["fit_00004.png", "checkpoint.pt", "metrics.json", "fit.gif"])

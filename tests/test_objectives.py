@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from scipy.special import kl_div
 
 import learning_demo
-from generative.batches import lattice
 from generative.networks import Critic
+from generative.noise import lattice
 from generative.objectives import OBJECTIVES
 from generative.objectives.assignment import PAIRS, cheapest
 from generative.objectives.sinkhorn import Sinkhorn
 from generative.objectives.uotm import CONJUGATES
 from generative.objectives.wgan_gp import WganGp
+from generative.settings import SHIPPED
 from learning_demo import (
-    SHIPPED,
     Config,
     Training,
     check,
@@ -286,11 +286,11 @@ def test_noise():
     z = noise()
     assert float(z.abs().max()) <= 1 and float(z.var()) == pytest.approx(1 / 3, abs=0.01)
     run = Training(Config(**SMALL, latent="gaussians", latent_sigma=0.01))
-    z, centres = run.noise(2000), run.centres
+    z, centres = run.noise(2000), run.noise.centres
     assert centres.shape == (50, 2) and float(centres.std()) == pytest.approx(1, abs=0.2)
     nearest = torch.cdist(z, centres).min(1)
     assert len(nearest.indices.unique()) == 50 and float(nearest.values.max()) < 0.06
-    assert torch.equal(centres, Training(run.config).centres)
+    assert torch.equal(centres, Training(run.config).noise.centres)
 
 
 @settings(max_examples=40, deadline=None)

@@ -180,7 +180,7 @@ def test_kl_of_ties_is_none():
     x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
     repeated = x.round()
     assert kl_divergence(repeated, repeated) is None and kl_divergence(x, x.flip(0)) is not None
-    assert kl_divergence(x, repeated) > 0
+    assert kl_divergence(x, repeated) is None and kl_divergence(repeated, x) is None
 
 
 # ----------------------------------------------------------------------------------- a user's data
@@ -203,6 +203,8 @@ def test_data_of_a_file_are_split_and_shown(tmp_path, d):
     np.testing.assert_allclose(everything, np.sort(rows, axis=0), atol=1e-5)
     assert len(target.draw(10, rng)) == 10 and len(target.two_sets(7, rng)[1]) == 7
     shown = target.shown(data.numpy())
+    if d > 2:  # principal components
+        assert abs(shown.mean(0)).max() < 0.5 and shown.std(0).min() > 2 - 0.2
     assert shown.shape == (800, min(d, 2)) and len(target.window) == min(d, 2)
     low, high = np.array(target.window).T
     assert ((shown > low) & (shown < high)).all()
@@ -211,7 +213,8 @@ def test_data_of_a_file_are_split_and_shown(tmp_path, d):
         assert quad(target.density, low[0], high[0], limit=500)[0] == pytest.approx(1, abs=0.02)
 
 
-SCALES = [(1e-300, 0), (1e-160, 1e-150), (1e-6, 0), (1e-6, 1.0), (1e15, 1.7e18), (1e300, 0)]
+SCALES = [(1e-300, 0), (1e-160, 1e-150), (1e-6, 0), (1e-6, 1.0), (1e-6, -1e6), (1e15, 1.7e18)]
+SCALES += [(1e300, 0)]
 
 
 def target_of(path, rows):
@@ -227,12 +230,27 @@ def test_data_of_any_scale_and_offset_are_the_same_in_standard_units(tmp_path, d
     other = target_of(tmp_path / "other.npy", offset + scale * rows)
     x, y = (t.draw(800, torch.Generator().manual_seed(0)).numpy() for t in (plain, other))
     np.testing.assert_allclose(x, y, atol=1e-4)
+    assert set(np.sign(other.origin)) == {np.sign(offset) if abs(offset) > 5000 * scale else 0}
     (low, high), (first, last) = other.window[0], plain.window[0]
     assert (high - low) / scale == pytest.approx(last - first, rel=1e-5)
     assert low <= other.shown(y)[:, 0].min() and other.shown(y)[:, 0].max() <= high
     np.testing.assert_allclose(other.in_data_units(y), offset + scale * plain.in_data_units(x))
     if d == 1:
-        assert scale * other.density(offset + scale * rows) == pytest.approx(plain.density(rows))
+        x = rows + 1e-3  # not an end of a bin
+        y = offset - other.origin + scale * x
+        assert scale * other.density(y) == pytest.approx(plain.density(x), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i2"])
+def test_integers_far_from_zero_are_exact(tmp_path, dtype):
+    """Also at both ends of what the dtype holds, and beside a column near zero."""
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max - 9, 0], dtype=dtype)
+    rows = ends + np.random.default_rng(0).integers(0, 10, (500, 3)).astype(dtype)
+    target = target_of(tmp_path / "mine.npy", rows)
+    beyond = target.offset + target.scale * target.held_out
+    np.testing.assert_allclose(beyond, beyond.round(), atol=1e-5)
+    found = {tuple((target.origin + row.astype(dtype)).tolist()) for row in beyond.round()}
+    assert found <= set(map(tuple, rows.tolist()))
 
 
 @pytest.mark.parametrize("dtype", ["f2", ">f8", "i4", "u1", "?", "g"])
@@ -256,22 +274,22 @@ def test_columns_keep_their_proportion(tmp_path):
     [
         (
             np.ones((99, 2)),
-            r"got float64 of shape \(99, 2\); accepts a .npy file of shape \(n, d\)",
+            r"has shape \(99, 2\); accepts a .npy file of shape \(n, d\)",
         ),
-        (np.ones(500), r"got float64 of shape \(500,\)"),
+        (np.ones(500), r"bad.npy has shape \(500,\)"),
         (np.ones((200, 785)), r"shape \(200, 785\); accepts .* d up to 784"),
-        (np.ones((200, 2), dtype=complex), "got complex128"),
+        (np.ones((200, 2), dtype=complex), "holds complex128, not real numbers"),
         (np.full((200, 1), np.nan), "entries that are not finite"),
         (np.full((200, 1), 1e300), "all rows of .* are equal"),
         (1e305 * np.arange(200.0)[:, None], r"entries up to 1e\+303"),
-        (1e-305 * np.arange(200.0)[:, None], "spread from 1e-303"),
-        (1e18 + np.arange(200.0)[:, None], "is lost in float64"),
+        (1e-306 * np.arange(200.0)[:, None], "differ by 1e-303 or more"),
+        (1e20 + np.arange(200.0)[:, None], "all rows of .* are equal"),
         (np.r_[np.random.default_rng(0).normal(size=(200, 1)), [[1e30]]], "equal in float32"),
         (np.ones((200, 2), dtype="m8[s]"), "holds timedelta64"),
-        (np.ones(200, dtype=[("a", "f8")]), "not numbers"),
+        (np.ones(200, dtype=[("a", "f8")]), "not real numbers"),
         (np.full((200, 1), None), "Object arrays cannot be loaded"),
         (np.ones((0, 2)), r"shape \(0, 2\)"),
-        (np.array([["a"] * 3] * 200), "holds <U1, not numbers"),
+        (np.array([["a"] * 3] * 200), "holds <U1, not real numbers"),
         (None, "there is no file"),
         (b"not an array", "cannot be read"),
     ],

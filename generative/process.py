@@ -1,0 +1,28 @@
+"""What a caller has set for the whole process or thread, kept away from a training."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ipot import without_autocast
+
+
+def unaffected(function: Callable) -> Callable:
+    """The function, which computes the same whatever the caller has set, and leaves that as it is.
+
+    torch's default device, gradient modes and autocast and NumPy's errors belong to a thread, whose
+    other settings are used here. torch's default dtype and random generators belong to the process:
+    all of this package name their own.
+    """
+
+    @without_autocast
+    @functools.wraps(function)
+    def run(*args, **options):
+        usual = {"over": "warn", "divide": "warn", "invalid": "warn", "under": "ignore"}
+        # Without inference mode there are gradients, whether or not the caller has these.
+        with torch.inference_mode(False), torch.device("cpu"), np.errstate(**usual):
+            return function(*args, **options)
+
+    return run
