@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ipot import without_autocast
+from ipot import undisturbed
 
 
 def unaffected(function: Callable) -> Callable:
@@ -17,7 +17,7 @@ def unaffected(function: Callable) -> Callable:
     all of this package name their own.
     """
 
-    @without_autocast
+    @undisturbed
     @functools.wraps(function)
     def run(*args, **options):
         usual = {"over": "warn", "divide": "warn", "invalid": "warn", "under": "ignore"}
