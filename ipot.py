@@ -32,8 +32,10 @@ on the names listed in TOOLKIT.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,15 +46,16 @@ from torch import Tensor
 
 __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "solve"]
 TOOLKIT = (
-    "Array BarycenterIteration EPS FEW_HUGE Problem as_tensors brief certified check_count "
-    "STEP cost_range cost_unit dual_value exp_ extrapolated log64 mass_tolerance next_below "
-    "power_of_two read_batch read_mass read_number read_problem read_shares read_weights round_up "
-    "sample_places tensor undisturbed"
+    "Array BarycenterIteration EPS FEW_HUGE Problem Result STEP as_tensors brief certified "
+    "check_count check_unmasked cost_range cost_unit dual_value exp_ extrapolated log64 "
+    "mass_tolerance next_below power_of_two read_batch read_mass read_number read_problem "
+    "read_shares read_weights round_up sample_places tensor undisturbed"
 ).split()
 
 Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 PROCESS = os.getpid()  # that imported this file
+FORKED = getattr(multiprocessing.current_process(), "_start_method", None) == "fork"
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
 FEW_HUGE = 1000  # times a usual reduced cost: what exceeds that does not set the scale
 # Growing steps; benchmarks/steps.py chose these.
@@ -68,17 +71,21 @@ DAMPING = 3, 48  # after t sweeps the extrapolation is damped by 1 - 3 / (t + 48
 def undisturbed(function: Callable) -> Callable:
     """The function, free of what the process has set, and leaving it as found.
 
-    Autocast would take digits from its products. In a forked process torch waits for threads that
-    only the parent has, so that one thread has to do.
+    Autocast would take digits from its products, a default device its new arrays, and NumPy's
+    errors are looked for where they matter. In a forked process torch waits for threads that only
+    the parent has, so that one thread has to do.
     """
 
     @functools.wraps(function)
     def run(*args, **options):
         with contextlib.ExitStack() as stack:
+            stack.enter_context(np.errstate(all="ignore"))
             for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
             threads = torch.get_num_threads()
-            if threads > 1 and os.getpid() != PROCESS:
+            if threads > 1 and (FORKED or os.getpid() != PROCESS):
                 stack.callback(torch.set_num_threads, threads)
                 torch.set_num_threads(1)
             return function(*args, **options)
@@ -86,8 +93,19 @@ def undisturbed(function: Callable) -> Callable:
     return run
 
 
+class Result:
+    """An answer. A deep copy of it has no gradient, as a deep copy of a tensor has none."""
+
+    def __deepcopy__(self, memo: dict):
+        other = copy.copy(self)
+        for name, x in vars(self).items():
+            x = x.detach() if isinstance(x, Tensor) else x
+            object.__setattr__(other, name, copy.deepcopy(x, memo))
+        return other
+
+
 @dataclass(frozen=True, eq=False)
-class Transport:
+class Transport(Result):
     """A transport plan and the proof of how good it is; `lower_bound <= W <= value`.
 
     Arrays are of the kind (NumPy or torch), dtype and device that the solver was given. `...` are
@@ -297,7 +315,7 @@ def ipot_barycenter(
     check_count("numItermax", numItermax)
     if A is None or M is None:
         raise TypeError("A and M must be arrays; got None")
-    (A, M, weights), give_back = as_tensors(A=A, M=M, weights=weights)
+    (A, M, weights), give_back = as_tensors(("A", "weights"), A=A, M=M, weights=weights)
     if A.ndim != 2 or A.numel() == 0 or M.shape != (len(A), len(A)):
         wanted = "A must have shape (n, K) with n, K >= 1, and M (n, n)"
         raise ValueError(f"{wanted}; got {tuple(A.shape)} and {tuple(M.shape)}")
@@ -795,16 +813,16 @@ def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Ten
     lower_bound, dual_size = dual_value(f, g, a, b)
     value, size = cost.of_plan(plan)
     # What rounding leaves of the marginals' error costs its mass times the potentials, or at most
-    # times the range of the cost.
+    # times the largest cost and the range.
     off = (a - _sum64(plan, -1)).abs(), (b - _sum64(plan, -2)).abs()
     error = sum((x * y.abs()).sum(-1) for x, y in zip(off, (f, g)))
-    most = problem.high - problem.low + torch.maximum(problem.low.abs(), problem.high.abs())
-    error = torch.minimum(error, most * sum(x.sum(-1) for x in off))
+    dearest = problem.high - problem.low + torch.maximum(problem.low.abs(), problem.high.abs())
+    error = torch.minimum(error, dearest * sum(x.sum(-1) for x in off))
     info = torch.finfo(C.dtype)
     margin = 2 * error + (2 * info.eps + 16 * EPS) * size
     # Potentials are a difference of log-scalings times the temperature; large ones excuse no gap.
     noise = cost.beta[..., 0] * (1 + (b * x.psi.abs()).sum(-1))
-    noise = 256 * EPS * torch.minimum(noise, cost.usual)
+    noise = (256 * EPS + info.eps) * torch.minimum(noise, cost.usual)
     most = (16 * info.eps + 64 * EPS) * size
     rounding = torch.minimum(2 * margin + 4 * info.eps * dual_size, most)
     return plan, f, g, value + margin, lower_bound, rounding + noise + info.tiny
@@ -864,6 +882,7 @@ class _Envelope(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
+    @undisturbed
     def backward(ctx, grad):
         grads = []
         for gradient, x, wanted in zip(ctx.saved_tensors, ctx.inputs, ctx.needs_input_grad[2:]):
@@ -972,8 +991,7 @@ def as_tensors(
     for name, x in given.items():
         if name in tensors:
             _check_tensor(name, x)
-        if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a masked array; leave the masked entries out, or fill them")
+        check_unmasked(name, x)
         if name not in tensors:
             try:
                 given[name] = x = np.asarray(x)
@@ -1002,6 +1020,12 @@ def as_tensors(
         return x if tensors else x.cpu().numpy()[()]
 
     return [to_tensor(name) for name in arrays], give_back
+
+
+def check_unmasked(name: str, x: object) -> None:
+    parts = x if isinstance(x, (list, tuple)) else [x]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise TypeError(f"{name} is a masked array; leave the masked entries out, or fill them")
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
@@ -1169,8 +1193,13 @@ def _proximal_step(
 
     Where all costs are equal it is `equal`: the plan is then the product of the weights.
     """
+    check_unmasked("beta", beta)
+    if isinstance(beta, Tensor):
+        _check_tensor("beta", beta)
     try:
-        step = torch.as_tensor(beta, dtype=torch.float64, device=unit.device).detach()
+        step = torch.as_tensor(
+            None if isinstance(beta, bool) else beta, dtype=torch.float64, device=unit.device
+        ).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"beta must be a number or an array of numbers; got {beta!r}") from None
     if step.ndim and step.shape != spread.shape:
@@ -1203,6 +1232,8 @@ def check_count(name: str, value: int, least: int = 1) -> None:
 
 def read_number(name: str, value: float) -> float:
     """A finite number from 0 up."""
+    if isinstance(value, Tensor):
+        _check_tensor(name, value)
     try:
         number = float(None if isinstance(value, (str, bool)) else value)
     except (TypeError, ValueError):

@@ -8,6 +8,9 @@
 The package stands on `ipot`, the proximal-point method of the paper in one file: the answers are
 those of `ipot.solve`, and so are the conventions. NumPy in, NumPy out; torch in, torch out, on the
 same device and in the same dtype; leading dimensions are a batch.
+
+A forked process may call the solvers after its parent did. torch's own operations may wait there
+for threads that only the parent has, as in a backward pass: call `torch.set_num_threads(1)` first.
 """
 
 from exactot.barycenters import Barycenter, barycenter

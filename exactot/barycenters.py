@@ -31,6 +31,7 @@ from ipot import (
     EPS,
     Array,
     BarycenterIteration,
+    Result,
     as_tensors,
     certified,
     check_count,
@@ -48,12 +49,11 @@ NOISE = 1e-9  # of a linear program's solution, in units of its costs
 COLDEST = 3e-6  # temperature at the end, in units of the cost's range
 BINS = 512  # up to which the value is that of optimal plans
 KERNELS = 2**22  # entries of kernels that are kept, each relative to its plan
-
 WARM_UP = 20  # iterations before a gap is looked at
 
 
 @dataclass(frozen=True, eq=False)
-class Barycenter:
+class Barycenter(Result):
     """A barycenter and the proof of how good it is; `lower_bound <= optimum <= value`.
 
     Arrays are of the kind, dtype and device of the inputs; `...` are the batch dimensions of the

@@ -43,7 +43,7 @@ CAP = 1e6  # times a usual cost: what is above is cut where no flow needs it
 CLOSE = 3e-10  # gap, relative to the carried cost, from which potentials are refined
 REFINEMENTS = 2  # of a solution's potentials, at most
 WIDER = 1e3  # times the gap: what is above is cut in a refinement
-SLIGHT = 1e-14  # mass that rounding may have put on an arc
+MISPUT = 1e-14  # mass that rounding may have put on an arc
 
 # POT's network simplex
 OPTIMAL = 1  # its result code
@@ -81,7 +81,8 @@ def _flow_of(
     if part is not cost:
         f, g = cost.extended(rows, columns, f, g)
         found[:2] = rows.cpu().numpy()[found[0]], columns.cpu().numpy()[found[1]]
-    return Flow(*settle(cost, found, a, b, f, g), f, g, usual, sweeps)
+    noise = EPS * (usual or 0.0)
+    return Flow(*settle(cost, found, a, b, f, g), f, g, usual is not None, noise, sweeps)
 
 
 def _solve_part(
@@ -139,7 +140,7 @@ def _generate(
     noise = noise if is_tied(cost) else 0.0  # in other costs the worst arcs are told apart
     best, f_best, g_best, limit, left = a @ f + b @ g, f, g, math.inf, REFINEMENTS
     while True:
-        reduced = arcs.costs - f.cpu().numpy()[arcs.rows] - g.cpu().numpy()[arcs.columns]
+        reduced = _slack(arcs, f.cpu().numpy(), g.cpu().numpy())
         found = _network_simplex(mass_a, mass_b, reduced, arcs, limit)
         if found is None:  # a feasible flow all the same, with an honest gap
             arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
@@ -153,15 +154,21 @@ def _generate(
         size = len(arcs.rows)
         longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
         value = _dot(arcs.flow, arcs.costs)
-        gap = value - float(best)
-        if tol and gap <= tol * abs(value):
+        if tol and value - float(best) <= tol * abs(value):
             return arcs, f_best, g_best, None
         if len(longer.rows) == size:
+            gap = _dot(arcs.flow, _slack(arcs, f_best.cpu().numpy(), g_best.cpu().numpy()))
             close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + _noise(usual, f, g)
             if gap <= close or left == 0:
                 return arcs, f_best, g_best, usual
             limit, left = WIDER * gap, left - 1
         arcs = longer
+
+
+def _slack(arcs: _Arcs, f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The arcs' reduced costs. Weighted by an optimal flow they sum to zero, and to a gap whatever
+    digits the flow has lost."""
+    return arcs.costs - f[arcs.rows] - g[arcs.columns]
 
 
 def _near_arcs(
@@ -210,8 +217,14 @@ def _tolerance(arcs: _Arcs, f: Tensor, g: Tensor, usual: float) -> Tensor:
 
 def _noise(usual: float, f: Array, g: Array) -> float:
     """What rounding leaves of a reduced cost, where a usual cost that the simplex sees is this."""
-    some = (float(abs(x[:: 1 + len(x) // 99]).mean()) for x in (f, g))
-    return 8 * EPS * (usual + sum(some))
+    return 8 * EPS * (usual + _median(f) + _median(g))
+
+
+def _median(potential: Array) -> float:
+    """The size of a hundred entries in the median: a few huge ones do not set it."""
+    some = abs(potential[:: 1 + len(potential) // 99])
+    some = np.sort(some.cpu().numpy() if isinstance(some, Tensor) else some)
+    return float(some[len(some) // 2])
 
 
 def _price(
@@ -250,21 +263,21 @@ def _network_simplex(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
     """Optimal flow, of the shape of costs, potentials, and a usual cost; None if POT fails.
 
-    The costs are those of `arcs`, or a matrix. They are cut at a cap if no expensive one is used:
-    an entry of 1e15 that forbids an arc would leave the simplex, whose tolerances are those of its
-    largest cost, no digits for the others. Where no flow is on what was cut, but for what rounding
-    put there, the potentials are feasible for the true costs too.
+    The costs are those of `arcs`, or a matrix. They are cut at `limit`, or else at a cap, if no
+    expensive one is used: an entry of 1e15 that forbids an arc would leave the simplex, whose
+    tolerances are those of its largest cost, no digits for the others. Where no flow is on what was
+    cut, but for what rounding put there, the potentials are feasible for the true costs too.
     """
     sample = np.sort(costs.ravel()[sample_places(costs.size)])
     sample = sample[sample > 0]
     usual = float(sample[len(sample) // 4]) if len(sample) else 0.0
     low, high = float(costs.min()), float(costs.max())
-    for limit in (*(x for x in (limit, CAP * usual) if 0 < x < high), math.inf):
-        scale = 2.0 ** math.frexp(max(min(high, limit), -low))[1]  # whole costs stay whole
-        table = (costs if limit == math.inf else np.minimum(costs, limit)) / scale
+    for cap in (*(x for x in (limit, CAP * usual) if 0 < x < high), math.inf):
+        scale = 2.0 ** math.frexp(max(min(high, cap), -low))[1]  # whole costs stay whole
+        table = (costs if cap == math.inf else np.minimum(costs, cap)) / scale
         solved, flow, u, v = _emd(a, b, table, arcs)
-        expensive = flow * (costs > limit)
-        if solved and expensive.sum() <= SLIGHT:
+        expensive = flow * (costs > cap)
+        if solved and expensive.sum() <= MISPUT:
             return flow - expensive, scale * u, scale * v, usual
     return None
 
@@ -306,7 +319,7 @@ def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, 
         rows, columns = np.divmod(np.flatnonzero(plan > 0), plan.shape[1])
         arcs = _Arcs(rows, columns, C[rows, columns], plan[rows, columns])
         size, noise = _dot(arcs.flow, abs(arcs.costs)), _noise(usual or 0.0, f, g)
-        gap = _dot(arcs.flow, arcs.costs) - _dot(mass_a, f) - _dot(mass_b, g)
+        gap = _dot(arcs.flow, _slack(arcs, f, g))
         if gap <= CLOSE * size + noise or left == 0 or not usual:
             break
         found = _network_simplex(mass_a, mass_b, C - f[:, None] - g, limit=WIDER * gap)

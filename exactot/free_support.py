@@ -163,6 +163,8 @@ def _read(
     tensors = [x if x is None else x.detach() for x in tensors]
     clouds, masses, (b, weights, init) = tensors[:count], tensors[count:-3], tensors[-3:]
     for k, X in enumerate(clouds):
+        if X is not None and X.ndim < 2:
+            check_points(f"X_list[{k}]", X)
         if X is None or X.ndim != 2 or X.shape[1] != clouds[0].shape[-1]:
             got = None if X is None else tuple(X.shape)
             raise ValueError(
@@ -195,6 +197,8 @@ def _read(
         if not bool((mass.double().sum() - expected).abs() <= tolerance * expected):
             wanted = f"the mass of a_list[0], {brief(expected)}"
             raise ValueError(f"{name} must have {wanted}; got {brief(mass.double().sum())}")
+    masses = [mass * (expected / mass.sum()) for mass in masses]
+    b = b.double() * (expected / b.double().sum())
     shares = read_shares(weights, count, clouds[0].device)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exactot.costs import point_scale, row_slices, squared_distances
-from ipot import EPS, FEW_HUGE, read_number, sample_places
+from ipot import EPS, FEW_HUGE, check_unmasked, read_number, sample_places
 
 # float64 sets these; benchmarks/barycenters.py shows their time.
 LIMIT = 600.0  # spread of the exponents in a block: no entry of its kernel underflows
@@ -176,6 +176,7 @@ def squared_distances_on(
     TypeError, ValueError
         If a spacing is no number, is not positive, or if there is not one for each axis.
     """
+    check_unmasked("grid", grid)
     spacing = [grid] * len(sizes) if np.ndim(grid) == 0 else list(grid)
     if len(spacing) != len(sizes):
         raise ValueError(

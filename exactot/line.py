@@ -81,7 +81,7 @@ def sorted_flow(cost: CloudRows, a: torch.Tensor, b: torch.Tensor) -> Flow:
     f = torch.empty_like(f).index_copy(0, order_x, f)
     g = torch.empty_like(g).index_copy(0, order_y, g)
     arcs = settle(cost, (rows, columns, mass, along), a, b, f, g)
-    return Flow(*arcs, f, g, usual=slack / EPS)
+    return Flow(*arcs, f, g, optimal=True, noise=slack)
 
 
 def is_monge(C: torch.Tensor) -> bool:

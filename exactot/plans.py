@@ -33,7 +33,8 @@ class Flow:
     costs: np.ndarray  # float64: of a unit of mass on each arc
     f: Tensor  # (n,), float64: feasible with g but for its rounding
     g: Tensor  # (m,), float64
-    usual: float | None  # cost that the simplex saw; None if some arc might improve the flow
+    optimal: bool  # whether no arc is left that could improve the flow
+    noise: float  # what rounding may have left of a reduced cost
     sweeps: int = 0  # of the annealing
 
     @property

@@ -54,11 +54,12 @@ def solve(
     ----------
     M : array, shape (..., n, m)
         Cost, NumPy or torch, float32 or float64, of any sign and scale; leading dimensions are a
-        batch.
+        batch. The answer has its dtype.
     a, b : array, shapes (..., n) and (..., m), optional
-        Weights, non-negative (zeros are fine) and of equal, positive mass; uniform with mass 1 if
-        left out. Without batch dimensions they serve the whole batch. A difference of mass within
-        1e-6 (float32: 1e-4), relative, is made up by scaling b.
+        Weights, non-negative (zeros are fine, and what rounding left below zero) and of equal,
+        positive mass; uniform with mass 1 if left out. Whole weights have a whole plan. Without
+        batch dimensions they serve the whole batch. A difference of mass within 1e-6 (float32:
+        1e-4), relative, is made up by scaling b.
     tol : float
         Stop once `gap <= tol * |value|`; each problem of a batch stops by itself. With 0 the plan
         is optimal: the value is that of the linear program, and the gap is zero to rounding.
@@ -73,7 +74,8 @@ def solve(
     Raises
     ------
     TypeError
-        NumPy mixed with torch, mixed dtypes, not float32 or float64.
+        NumPy mixed with torch, points of mixed dtypes, not float32 or float64, masked arrays,
+        tensors inside torch.func's transforms.
     ValueError
         Shapes that do not match, empty arrays, NaN or inf, negative weights, no mass or unequal
         mass, devices that differ, tol < 0.
@@ -231,8 +233,8 @@ def _proof(
     info = np.finfo(potentials[0].dtype)
     rounding = 2 * (margin + cost.error * float(a.sum()) + cost.rounding * dual_size)
     rounding += 4 * float(info.eps) * (size + dual_size) + float(info.tiny)
-    if flow.usual is not None:  # no gap but for the simplex's tolerance
-        rounding += 1e-9 * size + 32 * EPS * (flow.usual + dual_size)
+    if flow.optimal:  # no gap but for the simplex's tolerance
+        rounding += 1e-9 * size + 32 * (flow.noise + EPS * dual_size)
     return f, g, value + margin, bound, rounding
 
 
@@ -318,7 +320,6 @@ def _read_clouds(
 
 def _scale(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> float:
     """A power of two near the extent of the points that have mass; 1 where it is usual."""
-
     scale = point_scale(extent(torch.cat((x[rows], y[columns]))))
     # Squared distances of the others must not overflow.
     least = power_of_two(extent(torch.cat((x, y))).clamp_min(1e-300)) / 2.0**400

@@ -1,5 +1,7 @@
 """Derivatives are right, or an error says that there are none."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,20 @@ def test_an_answer_may_be_written_to_before_backward():
         found.potentials[0].zero_()
         found.value.backward()
         np.testing.assert_array_equal(C.grad, expected)
+
+
+def test_a_deep_copy_has_the_numbers_and_no_gradient():
+    for door in (solve, ipot.solve):
+        found = door(M.clone().requires_grad_())
+        again = copy.deepcopy(found)
+        assert again.value.item() == found.value.item() and not again.value.requires_grad
+        assert found.value.requires_grad and (again.plan == found.plan).all()
+
+
+def test_a_step_inside_a_transform_is_named():
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(TypeError, match="beta is inside torch"):
+            transform(lambda beta: ipot.solve(M, beta=beta.sum()).value)(torch.full((3,), 0.1))
 
 
 def test_float32_costs_with_float64_weights_have_gradients_in_each_dtype():

@@ -23,7 +23,12 @@ def test_weights_of_low_precision_are_taken_everywhere():
     ipot.solve(x @ x.T, a, c, max_iter=5)
     ipot.ipot_WD(a, c, x @ x.T, max_iter=3)
     ipot.round_to_marginals(np.outer(a, c), a, c)
-    free_support_barycenter([x, x], 10, a_list=[a, c], max_iter=1)
+    free_support_barycenter([x, x], 10, a_list=[a * np.float32(1 + 5e-5), c], max_iter=1)
+    wide = x.astype(float)
+    free_support_barycenter([wide, wide], 10, a_list=[a, c], b=np.full(10, 0.1), max_iter=1)
+    ipot.ipot_barycenter(
+        RNG.random((4, 3)), line_cost(4).astype("f4"), 0.1, np.float32([0.3, 0.3, 0.4])
+    )
     shares = np.float32([0.333333, 0.333333, 0.333333])
     barycenter(np.ones((4, 3), "f4"), grid=1.0, weights=shares)
     free_support_barycenter([x, x, x], 5, weights=shares, max_iter=1)
@@ -92,6 +97,10 @@ BAD = [
     (lambda: solve_sample(np.ma.masked_array(X), Y), TypeError, "X_a is a masked array"),
     (lambda: solve(np.ma.masked_array(M)), TypeError, "M is a masked array"),
     (lambda: solve(M, np.ma.masked_array(A)), TypeError, "a is a masked array"),
+    (lambda: solve([*np.ma.masked_array(M)]), TypeError, "M is a masked array"),
+    (lambda: ipot.solve(M, beta=np.ma.masked_array(0.1)), TypeError, "beta is a masked array"),
+    (lambda: ipot.solve(M, beta=True), TypeError, "beta must be a number"),
+    (lambda: free_support_barycenter([X[:, 0]], 2), ValueError, r"write X_list\[0\]\[:, None\]"),
     (lambda: barycenter(np.ma.masked_array(M), M), TypeError, "A is a masked array"),
     (lambda: free_support_barycenter([np.ma.masked_array(X)], 2), TypeError, "is a masked array"),
     (lambda: ipot.ipot_WD(A, B, M, beta=None), TypeError, "beta must be a number; got None"),

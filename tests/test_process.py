@@ -1,6 +1,7 @@
 """The process's own state: read by no call, and left as it was found."""
 
 import contextlib
+import copy
 import inspect
 import io
 import multiprocessing
@@ -53,6 +54,8 @@ CALLS = {
     "line": lambda: exactot.solve_sample(X[:, :1], Y[:, :1]).plan,
     "points' gradient": lambda: gradient(exactot.solve_sample, X, Y),
     "barycenter": lambda: exactot.barycenter(HISTOGRAMS, line_cost(12), max_iter=30).histogram,
+    "barycenter, tol": lambda: exactot.barycenter(HISTOGRAMS, M[:12, :12], tol=1e-2).histogram,
+    "zero": lambda: exactot.solve(np.zeros((40, 30))).plan,
     "grid": lambda: exactot.barycenter(np.ones((9, 8, 2)), grid=1.0, max_iter=9).histogram,
     "program": lambda: exactot.barycenter(HISTOGRAMS, M[:12, :12], exact=True).histogram,
     "free support": lambda: exactot.free_support_barycenter([X, Y], 9, max_iter=2).points,
@@ -73,6 +76,7 @@ STATES = {
     "device": lambda: torch.device("meta"),
     "dtype": lambda: default_dtype(torch.float16),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "errors": lambda: np.errstate(all="raise"),
     "inference": torch.inference_mode,
 }
 
@@ -169,7 +173,7 @@ def test_results_can_be_stored(name, kind):
     buffer = io.BytesIO()
     torch.save(result, buffer)
     buffer.seek(0)
-    for other in (again, torch.load(buffer, weights_only=False)):
+    for other in (again, copy.deepcopy(result), torch.load(buffer, weights_only=False)):
         assert type(other) is type(result) and other.value.tolist() == result.value.tolist()
         for field in ("plan", "points", "histogram"):
             if hasattr(result, field):

@@ -148,7 +148,9 @@ def test_a_huge_cost_in_a_barycenter(huge):
 @pytest.mark.parametrize("value", [0.0, 1e-15, 3.0, -1e9])
 def test_equal_costs_are_solved(dtype, value):
     cost = np.full((6, 9), value, dtype)
-    for found in (solve(cost), ipot.solve(cost), ipot.solve(cost, tol=1e-3, beta=1e-16)):
+    a, b = np.arange(1, 7, dtype=dtype) / 21, np.arange(1, 10, dtype=dtype) / 45
+    answers = [door(cost, *w) for door in (solve, ipot.solve) for w in ((), (a, b))]
+    for found in (*answers, ipot.solve(cost, a, b, tol=1e-3, beta=1e-16)):
         assert found.converged and found.value == pytest.approx(value, rel=1e-6)
         assert found.lower_bound <= np.float64(cost[0, 0]) * (1 + 1e-15 * np.sign(value))
 
@@ -161,6 +163,17 @@ def test_a_step_where_one_of_a_batch_has_equal_costs():
         assert value == pytest.approx(np.atleast_1d(solve(cost).value), rel=0.2)
     one_hot = np.eye(5)[0]
     assert ipot.solve(batch[0], one_hot, one_hot, beta=1e-16).converged
+
+
+@pytest.mark.parametrize("row", [0, 1, 75, 150])
+def test_a_row_of_huge_costs_that_little_mass_pays(row):
+    """Its potential is huge, and sets no tolerance of the others."""
+    rng = np.random.default_rng(row)
+    cost, a, b = rng.random((300, 300)), rng.dirichlet(np.ones(300)), rng.dirichlet(np.ones(300))
+    cost[row] = 1e8 * (1 + cost[row])
+    a[row] = 1e-10
+    found = solve(cost, a / a.sum(), b)
+    assert found.converged and found.gap <= 1e-12 * found.value
 
 
 KINDS = {
