@@ -32,7 +32,7 @@ from exactot.plans import Flow
 from ipot import EPS, Array, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
-SMALL = 256**2  # problems with fewer arcs go to the network simplex as they are
+SMALL = 200**2  # problems with fewer arcs go to the network simplex as they are
 ARCS = 6  # of each row at first, times the number of others that it sees; half for a loose gap
 FEWEST, MOST = 8, 60  # arcs of each row at first
 MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex is quick with
@@ -279,9 +279,12 @@ def _network_simplex(
         scale = 2.0 ** math.frexp(max(min(high, cap), -low))[1]  # whole costs stay whole
         table = (costs if cap == math.inf else np.minimum(costs, cap)) / scale
         solved, flow, u, v = _emd(a, b, table, arcs)
-        expensive = flow * (costs > cap)
-        if solved and expensive.sum() <= MISPUT:
-            return flow - expensive, scale * u, scale * v, usual
+        if cap < math.inf and solved:
+            expensive = costs > cap
+            solved = flow[expensive].sum() <= MISPUT
+            flow[expensive] = 0.0
+        if solved:
+            return flow, scale * u, scale * v, usual
     return None
 
 
@@ -300,7 +303,8 @@ def _emd(
         ends = (x.astype(np.uint64) for x in (arcs.rows, arcs.columns))
         rows, columns, mass, _, u, v, code = emd_wrap.emd_c_sparse(a, b, *ends, costs, ITERATIONS)
         flow = arcs.spread(len(b), rows, columns, mass)
-    return code == OPTIMAL, flow / UNIT, u, v
+    flow /= UNIT
+    return code == OPTIMAL, flow, u, v
 
 
 def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, float | None]:
