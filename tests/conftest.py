@@ -75,18 +75,17 @@ def rough_problems(draw):
 
 
 def exact_value(M, a, b):
-    """W by POT's network simplex, in float64."""
+    """W by POT, of costs scaled to [0, 1]: of others it takes some for infeasible."""
+    M, a, b = (np.asarray(z, float) for z in (M, a, b))
+    low, scale = M.min(), np.ptp(M) or 1.0
+    return a.sum() * (low + scale * _simplex_value((M - low) / scale, a / a.sum(), b / b.sum()))
+
+
+def _simplex_value(M, a, b):
     M, a, b = (np.asarray(x, dtype=np.float64) for x in (M, a, b))
     if 1 in M.shape:  # one plan only; POT reports some of these as infeasible
         return float(np.sum(M * np.outer(a, b / b.sum())))
     return ot.emd2(a, b * (a.sum() / b.sum()), M, numItermax=10**6)
-
-
-def true_value(M, a, b):
-    """W by POT, of costs scaled to [0, 1]: of others it takes some for infeasible."""
-    M, a, b = (np.asarray(z, float) for z in (M, a, b))
-    low, scale = M.min(), np.ptp(M) or 1.0
-    return a.sum() * (low + scale * exact_value((M - low) / scale, a / a.sum(), b / b.sum()))
 
 
 def cost_range(M):
@@ -95,7 +94,7 @@ def cost_range(M):
 
 def assert_optimal(result, M, a, b):
     """The value is that of the linear program, the plan feasible, and the potentials too."""
-    W, size = true_value(M, a, b), float(np.abs(M).max())
+    W, size = exact_value(M, a, b), float(np.abs(M).max())
     eps, tiny = float(np.finfo(M.dtype).eps), float(np.finfo(M.dtype).tiny)
     rounding = 5 * eps * size if eps > 1e-10 else 1e-15 * size
     assert result.converged
