@@ -48,8 +48,8 @@ __all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "sol
 TOOLKIT = (
     "Array BarycenterIteration EPS FEW_HUGE Problem Result STEP as_tensors brief certified "
     "check_count check_unmasked cost_range cost_unit dual_value exp_ extrapolated log64 "
-    "mass_tolerance next_below power_of_two read_batch read_mass read_number read_problem "
-    "read_shares read_weights round_up sample_places tensor undisturbed"
+    "mass_tolerance near_power next_below power_of_two read_batch read_mass read_number "
+    "read_problem read_shares read_weights round_up sample_places tensor undisturbed"
 ).split()
 
 Array = np.ndarray | Tensor
@@ -71,9 +71,9 @@ DAMPING = 3, 48  # after t sweeps the extrapolation is damped by 1 - 3 / (t + 48
 def undisturbed(function: Callable) -> Callable:
     """The function, free of what the process has set, and leaving it as found.
 
-    Autocast would take digits from its products, a default device its new arrays, and NumPy's
-    errors are looked for where they matter. In a forked process torch waits for threads that only
-    the parent has, so that one thread has to do.
+    Autocast would take digits from its products, and a default device its new arrays. What leaves
+    the range of numbers is looked for where it can, so that NumPy need not say it. In a forked
+    process torch waits for threads that only the parent has, so that one thread has to do.
     """
 
     @functools.wraps(function)
@@ -435,8 +435,7 @@ class _Iteration:
         mass, eps = self.problem.a.sum(-1, keepdim=True), self.cost.beta / self.s
         a, b = self.problem.a / mass, self.problem.b / mass
         price = (a * (self.cost.row_costs - self.f)).sum(-1) - (b * self.g).sum(-1)
-        with np.errstate(all="ignore"):
-            ratio = ((a - self.row_sums() / mass).abs().sum(-1) * price)[..., None] / eps
+        ratio = ((a - self.row_sums() / mass).abs().sum(-1) * price)[..., None] / eps
         size = (a * self.f.abs()).sum(-1) + (b * self.g.abs()).sum(-1)
         coldest = COLDEST * torch.finfo(self.f.dtype).eps * size[..., None]
         ds = torch.where((ratio < GROW) & (eps > coldest), 2 * self.ds, self.ds)
@@ -480,23 +479,22 @@ class _Iteration:
         w, w_last = own((-self.psi).exp()), own((-self.psi_last).exp())
         restart = None if self.warm else own((-self.g / cost.beta).exp())
         losses, drift = [], own(self.drift.exp())
-        with np.errstate(all="ignore"):  # overflow shows at the end
-            v = b / w
-            for step, growth in enumerate(self.momenta(steps)):
-                # `extrapolated` for B = b / w, written so that a weight of zero stays zero.
-                change = w_last / w if self.warm else restart
-                v = v * (change if growth == 1 else (change / drift) ** growth * drift)
-                w_last = w
-                for _ in range(self.inner_iter):
-                    row = cost.dot(v)
-                    u = a / row
-                    w = cost.dot_transposed(u)
-                    v = b / w
-                if self.losses is not None:
-                    losses.append(cost.of_scalings(u, v))
-                if step + 1 < steps:
-                    cost.grow()
-            phi, psi, psi_last = (tensor(-log64(x)) for x in (row, w, w_last))
+        v = b / w
+        for step, growth in enumerate(self.momenta(steps)):
+            # `extrapolated` for B = b / w, written so that a weight of zero stays zero.
+            change = w_last / w if self.warm else restart
+            v = v * (change if growth == 1 else (change / drift) ** growth * drift)
+            w_last = w
+            for _ in range(self.inner_iter):
+                row = cost.dot(v)
+                u = a / row
+                w = cost.dot_transposed(u)
+                v = b / w
+            if self.losses is not None:
+                losses.append(cost.of_scalings(u, v))
+            if step + 1 < steps:
+                cost.grow()
+        phi, psi, psi_last = (tensor(-log64(x)) for x in (row, w, w_last))
         # Entries at the kernel's floor must not matter: they carry exp(top - limit) of the mass.
         top = torch.where(self.problem.a > 0, phi, -math.inf).amax(-1)
         top = top + torch.where(self.problem.b > 0, psi, -math.inf).amax(-1)
@@ -750,18 +748,17 @@ class BarycenterIteration:
         p, weights = own(self.p), own(self.weights)[:, None, :]
         # Relative to f: log A_t - s_t f, which extrapolates as log A does.
         log_u, log_u_last = own(self.log_A - self.s * f), own(self.log_A_last - self.s_last * f)
-        with np.errstate(all="ignore"):  # overflow shows at the end
-            for step, growth in enumerate(growths.tolist()):
-                if step > 0:
-                    K *= G
-                warm = extrapolated(log_u, log_u_last, growth)
-                u = xp.exp(warm)
-                column = (u[..., None, :] @ K)[..., 0, :]
-                v = p / column
-                row = (K @ v[..., None])[..., 0]
-                log_row = xp.log(row)
-                log_q = (weights @ (warm + log_row))[..., 0, :]
-                log_u, log_u_last = log_q[..., None, :] - log_row, log_u
+        for step, growth in enumerate(growths.tolist()):
+            if step > 0:
+                K *= G
+            warm = extrapolated(log_u, log_u_last, growth)
+            u = xp.exp(warm)
+            column = (u[..., None, :] @ K)[..., 0, :]
+            v = p / column
+            row = (K @ v[..., None])[..., 0]
+            log_row = xp.log(row)
+            log_q = (weights @ (warm + log_row))[..., 0, :]
+            log_u, log_u_last = log_q[..., None, :] - log_row, log_u
         u, v, log_u, log_u_last, log_q, log_row, column = (
             tensor(y) for y in (u, v, log_u, log_u_last, log_q, log_row, column)
         )
@@ -801,7 +798,7 @@ def _round(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _certify(x: _Iteration) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The iterate's plan, rounded, feasible potentials f and g, the two bounds, and what rounding
-    may have put between them; mass 1."""
+    may have put between them."""
     cost, problem = x.cost, x.problem
     a, b, C = problem.a, problem.b, cost.C
     plan = _round(x.plan(), a, b)
@@ -1070,11 +1067,8 @@ def read_problem(
         active = (a > 0)[..., :, None] & (b > 0)[..., None, :]
         low = torch.where(active, C, math.inf).amin((-2, -1)).double()
         high = torch.where(active, C, -math.inf).amax((-2, -1)).double()
-    unit = cost_unit(low, high)
+    unit = cost_unit(low, high, largest, torch.finfo(C.dtype).max ** 0.75)
     if bool((unit != 1).any()):
-        # No cost of a point without mass may overflow.
-        least = power_of_two(largest.clamp_min(1e-300)) / torch.finfo(C.dtype).max ** 0.75
-        unit = torch.maximum(unit, least)
         C = C / unit.to(C.dtype)[..., None, None]
     mass, unit, low, high = (x.expand(batch) for x in (mass, unit, low / unit, high / unit))
     a, b = a.expand(*batch, -1), b.expand(*batch, -1)
@@ -1179,11 +1173,21 @@ def power_of_two(x: Tensor) -> Tensor:
     return x / (2 * torch.frexp(x).mantissa)
 
 
-def cost_unit(low: Tensor, high: Tensor) -> Tensor:
-    """A power of two (...) by which costs from low to high are divided; 1 where they are usual."""
-    largest = torch.maximum(low.abs(), high.abs())
-    usual = (largest == 0) | ((largest > 2.0**-40) & (largest < 2.0**40))
-    return power_of_two(torch.where(usual, 1.0, largest))
+def near_power(size: Tensor, bits: int, largest: Tensor | None = None, room: float = 1) -> Tensor:
+    """A power of two to divide numbers of this size by; 1 if they are within 2^bits of that.
+
+    No number becomes larger than `room`, if one is as large as `largest`.
+    """
+    usual = (size == 0) | ((size > 2.0**-bits) & (size < 2.0**bits))
+    unit = power_of_two(torch.where(usual, 1.0, size))
+    if largest is None:
+        return unit
+    return torch.maximum(unit, power_of_two(largest.clamp_min(1e-300)) / room)
+
+
+def cost_unit(low: Tensor, high: Tensor, *far: Tensor | float) -> Tensor:
+    """The unit (...) of costs from low to high, see :func:`near_power`."""
+    return near_power(torch.maximum(low.abs(), high.abs()), 40, *far)
 
 
 def _proximal_step(

@@ -46,9 +46,8 @@ class Annealed:
     noise: float  # costs that differ by less were found equal; 0 where few are equal
 
 
-@np.errstate(all="ignore")  # out of range shows in f and g
 def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
-    """Potentials for weights a (n,) and b (m,) of mass 1, from the temperature eps down."""
+    """Potentials for weights a (n,) and b (m,) of equal mass, from the temperature eps down."""
     g = cost.column_minima(torch.zeros_like(a))
     f = cost.row_minima(g)
     _, C = next(cost.blocks())
@@ -57,7 +56,7 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
     if typical > 0:  # a few huge costs do not set the scale
         eps = min(eps, TYPICAL * typical)
     kernel = _StoredKernel(cost) if isinstance(cost, MatrixRows) else _Kernel(cost)
-    a, b, f, g = (native(x) for x in (a.float(), b.float(), f, g))
+    a, b, f, g = (native(x) for x in ((a / a.sum()).float(), (b / b.sum()).float(), f, g))
     f_warm, g_warm, neighbours, tied, first = f, g, math.nan, False, eps
     for stage in range(1, STAGES + 1):
         f_new, g_new, seen = _sweep(kernel, f_warm, g_warm, eps, a, b)

@@ -33,9 +33,9 @@ from ipot import EPS, Array, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
 SMALL = 200**2  # problems with fewer arcs go to the network simplex as they are
+MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex is quick with
 ARCS = 6  # of each row at first, times the number of others that it sees; half for a loose gap
 FEWEST, MOST = 8, 60  # arcs of each row at first
-MOST_TIED = 2**21  # likewise where the costs have few values, which the simplex is quick with
 LIGHT = 1e-18  # mass of points that are linked to the others once these are solved
 LOOSE = 1e-3  # relative gaps from here on are loose
 VIOLATORS = 8  # arcs that a row may add in a round
@@ -52,9 +52,10 @@ UNIT = 2.0**10  # of mass; its own tolerance for the sum of all is 1e-8
 
 
 def solve_flow(cost: Rows, a: Tensor, b: Tensor, eps: float, tol: float) -> Flow:
-    """A flow for weights a (n,) and b (m,) of mass 1 whose relative gap is within tol.
+    """A flow for weights a (n,) and b (m,) whose relative gap is within tol.
 
-    The weights are positive. `eps` is the temperature at which the annealing begins.
+    The weights are positive, and their mass is near 1. `eps` is the temperature at which the
+    annealing begins.
     """
     if cost.shape[0] * cost.shape[1] > SMALL:
         heavy = a > LIGHT, b > LIGHT
@@ -310,8 +311,7 @@ def _emd(
 def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[_Arcs, Tensor, Tensor, float | None]:
     """As :func:`_generate` for a small problem, by POT's dense network simplex."""
     C, mass_a, mass_b = (np.ascontiguousarray(x.cpu()) for x in (cost.block(slice(None)), a, b))
-    usual = 0.0
-    f, g = np.full(len(C), C.min()), np.zeros(C.shape[1])
+    usual, g = 0.0, np.zeros(C.shape[1])
     if 1 in C.shape:  # one plan only
         plan = (mass_a[:, None] if len(C) > 1 else mass_b[None]).copy()
         g = C[0] if len(C) == 1 else g

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ipot import EPS, power_of_two
+from ipot import EPS, near_power
 
 # benchmarks/memory.py and benchmarks/solvers.py chose these.
 FEW = 4  # dimensions up to which squared distances are sums of differences
@@ -163,10 +163,9 @@ def extent(z: Tensor) -> Tensor:
     return (z.amax(0).double() / 2 - z.amin(0).double() / 2).amax()
 
 
-def point_scale(extent: Tensor) -> Tensor:
-    """A power of two by which points are divided; 1 where their extent is usual."""
-    usual = (extent == 0) | ((extent > 2.0**-20) & (extent < 2.0**20))
-    return power_of_two(torch.where(usual, 1.0, extent))
+def point_scale(extent: Tensor, *far: Tensor | float) -> Tensor:
+    """The unit of points of this extent, see :func:`ipot.near_power`."""
+    return near_power(extent, 20, *far)
 
 
 METRICS = {"sqeuclidean": squared_distances, "euclidean": _euclidean, "cityblock": _cityblock}
@@ -239,7 +238,8 @@ class CloudRows(Rows):
         return self.squared.rows(rows, self._block[:, :count])
 
     def along(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The squared distances of some pairs, (k,), by differences: without `error`."""
+        """The costs of some pairs, (k,), where there is an `error`: squared distances, by
+        differences without one."""
         return (self.x[rows] - self.y[columns]).square().sum(1)
 
     def _part(self, rows: Tensor, columns: Tensor) -> "CloudRows":

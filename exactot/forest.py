@@ -38,7 +38,8 @@ Arcs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rows, columns, m
 def marginal_errors(
     rows: np.ndarray, columns: np.ndarray, mass: np.ndarray, a: np.ndarray, b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the rows' and the columns' sums of masses are off by, (n,) and (m,)."""
+    """What the rows' and the columns' sums of masses are off by, (n,) and (m,); in extended
+    precision, because the sums' own rounding does not count."""
     errors = []
     for numbers, weights in ((rows, a), (columns, b)):
         order = np.argsort(numbers, kind="stable")
@@ -175,15 +176,15 @@ class _Forest:
             own, others = np.flatnonzero(alone[axis]), np.flatnonzero(~alone[1 - axis])
             if len(own):
                 ends = (own, others)[:: 1 - 2 * axis]
-                nearest, costs = self.cheapest(*ends, axis)
+                nearest, costs, _ = self.cheapest(*ends, axis)
                 ends = (own, others[nearest])[:: 1 - 2 * axis]
                 self.add(*ends, costs)
 
     def cheapest(
         self, rows: np.ndarray, columns: np.ndarray, axis: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each of the rows (axis 0) or of the columns (axis 1) the number of the other end of
-        its arc of least reduced cost, and that arc's cost."""
+        its arc of least reduced cost, that arc's cost, and the reduced one."""
         own = [torch.from_numpy(x).to(self.f.device) for x in (rows, columns)]
         part, f, g = self.cost.restricted(*own), self.f[own[0]], self.g[own[1]]
         best = torch.full((len(own[axis]),), torch.inf, dtype=f.dtype, device=f.device)
@@ -196,7 +197,7 @@ class _Forest:
             at = at if axis == 0 else at + block.start
             for old, new in ((best, least), (number, at), (costs, found)):
                 old[mine] = torch.where(better, new, old[mine])
-        return number.cpu().numpy(), costs.cpu().numpy()
+        return tuple(x.cpu().numpy() for x in (number, costs, best))
 
     def add(self, rows: np.ndarray, columns: np.ndarray, costs: np.ndarray) -> None:
         self.rows = np.append(self.rows, rows)
@@ -232,10 +233,8 @@ class _Forest:
         """Add the arc of least reduced cost between these nodes, own being rows (axis 0) or columns
         (axis 1); the other node."""
         ends = [own, others][:: 1 - 2 * axis]
-        nearest, costs = self.cheapest(ends[0], ends[1] - self.n, axis)
-        ends = [own, others[nearest]][:: 1 - 2 * axis]
-        f, g = (x.cpu().numpy() for x in (self.f, self.g))
-        best = (costs - f[ends[0]] - g[ends[1] - self.n]).argmin()
+        nearest, costs, reduced = self.cheapest(ends[0], ends[1] - self.n, axis)
+        ends, best = [own, others[nearest]][:: 1 - 2 * axis], reduced.argmin()
         row, column = (x[best : best + 1] for x in ends)
         self.add(row, column - self.n, costs[best : best + 1])
         return int(others[nearest[best]])
@@ -283,11 +282,7 @@ class _Forest:
             degree[other] -= 1
             if degree[other] == 1:
                 leaves.append(other)
-        return None if None in flow else flow, max(map(_ratio, left, self.weights))
-
-
-def _ratio(left: int, weight: int) -> float:
-    return abs(left) / weight
+        return None if None in flow else flow, max(abs(x) / w for x, w in zip(left, self.weights))
 
 
 class _Tree:

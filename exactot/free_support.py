@@ -122,13 +122,13 @@ def free_support_barycenter(
     scale = float(point_scale(reach))
     everything, clouds, X = everything / scale, [x / scale for x in clouds], X / scale
     spread = float((everything - everything.mean(0)).square().sum(1).mean())
-    rates = b.double() / b.double().sum()
+    rates = b / b.sum()
     for n_iter in range(max_iter + 1):
         value, target = 0.0, torch.zeros_like(X, dtype=torch.float64)
         for cloud, mass, share in zip(clouds, masses, shares):
             found = solve_sample(X, cloud, b, mass)
             plan = found.sparse_plan.to(torch.float64)
-            target += share * (plan @ cloud.double()) / b.double()[:, None]
+            target += share * (plan @ cloud.double()) / b[:, None]
             value = value + share * found.value.double()
         move = float((rates * (target - X.double()).square().sum(1)).sum())
         converged = move <= tol * spread
@@ -193,12 +193,13 @@ def _read(
         wanted = f"{len(init)} entries, all positive and finite"
         raise ValueError(f"b must have {wanted}; got {b.tolist()}")
     expected = masses[0].sum()
+    b = b.double()
     for name, mass in (("b", b), *((f"a_list[{k}]", a) for k, a in enumerate(masses))):
-        if not bool((mass.double().sum() - expected).abs() <= tolerance * expected):
+        if not bool((mass.sum() - expected).abs() <= tolerance * expected):
             wanted = f"the mass of a_list[0], {brief(expected)}"
-            raise ValueError(f"{name} must have {wanted}; got {brief(mass.double().sum())}")
+            raise ValueError(f"{name} must have {wanted}; got {brief(mass.sum())}")
     masses = [mass * (expected / mass.sum()) for mass in masses]
-    b = b.double() * (expected / b.double().sum())
+    b = b * (expected / b.sum())
     shares = read_shares(weights, count, clouds[0].device)
     if shares.ndim != 1:
         raise ValueError(f"weights must have shape ({count},); got {tuple(shares.shape)}")

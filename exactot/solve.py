@@ -31,7 +31,6 @@ from ipot import (
     cost_unit,
     dual_value,
     next_below,
-    power_of_two,
     read_batch,
     read_number,
     read_problem,
@@ -320,10 +319,8 @@ def _read_clouds(
 
 def _scale(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> float:
     """A power of two near the extent of the points that have mass; 1 where it is usual."""
-    scale = point_scale(extent(torch.cat((x[rows], y[columns]))))
-    # Squared distances of the others must not overflow.
-    least = power_of_two(extent(torch.cat((x, y))).clamp_min(1e-300)) / 2.0**400
-    return float(torch.maximum(scale, least))
+    own, everyone = extent(torch.cat((x[rows], y[columns]))), extent(torch.cat((x, y)))
+    return float(point_scale(own, everyone, 2.0**400))  # squared distances do not overflow
 
 
 def check_points(name: str, X: Tensor | None) -> None:

@@ -22,7 +22,7 @@ def unaffected(function: Callable) -> Callable:
     def run(*args, **options):
         usual = {"over": "warn", "divide": "warn", "invalid": "warn", "under": "ignore"}
         # Without inference mode there are gradients, whether or not the caller has these.
-        with torch.inference_mode(False), torch.device("cpu"), np.errstate(**usual):
+        with torch.inference_mode(False), np.errstate(**usual):
             return function(*args, **options)
 
     return run

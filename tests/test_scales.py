@@ -73,6 +73,10 @@ def test_weights_in_other_units(scale):
         usual, scaled = door(M, a, b), door(M, scale * a, scale * b)
         assert scaled.value / scale == pytest.approx(usual.value, rel=1e-9)
         np.testing.assert_allclose(scaled.plan / scale, usual.plan, atol=1e-12)
+    large = np.tile(M, (20, 20))
+    a, b = (np.random.default_rng(n).random(n) for n in large.shape)
+    a, b = a / a.sum(), b / b.sum()
+    assert solve(large, scale * a, scale * b).n_iter == solve(large, a, b).n_iter
     q = barycenter(scale * A, C, max_iter=30).histogram
     np.testing.assert_allclose(q, barycenter(A, C, max_iter=30).histogram, rtol=1e-9)
 
