@@ -34,8 +34,9 @@ from tqdm import tqdm
 
 import exactot
 import ipot
-from generative.checkpoints import new_run_folder
-from generative.plots import has_display, save_figure, save_gif
+from generative.display import has_window
+from generative.plots import save_figure, save_gif
+from generative.runs import new_run_folder
 
 INK = "gray_r"  # dark mass on white
 SHAPES = ("disc", "ring", "heart", "cross")
@@ -505,7 +506,7 @@ def main() -> None:
         sys.exit(f"barycenter_demo.py: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped")
-    if config.show and has_display():
+    if config.show and has_window():
         plt.show()
 
 

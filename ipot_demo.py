@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 import exactot
 import ipot
-from generative.checkpoints import new_run_folder
-from generative.plots import has_display, save_figure
+from generative.display import has_window
+from generative.plots import save_figure
+from generative.runs import new_run_folder
 
 IPOT_COLORS = ("#0b3c5d", "#2f86c1", "#8cc4e8")
 SINKHORN_COLORS = ("#7c2d12", "#ea580c", "#fdba74")
@@ -318,7 +319,7 @@ def main() -> None:
         sys.exit(f"ipot_demo.py: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped")
-    if config.show and has_display():
+    if config.show and has_window():
         plt.show()
 
 

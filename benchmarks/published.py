@@ -28,6 +28,15 @@ def algorithm_1(mu, nu, C, beta, max_iter, inner_iter=1, warm=True, with_loss=Tr
     return Gamma, loss
 
 
+def initialise(generator, rng):
+    """The published script's first weights: Xavier normal, zero biases, BatchNorm as it comes."""
+    for layer in generator.layers:
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.xavier_normal_(layer.weight, generator=rng)
+        if hasattr(layer, "bias"):
+            torch.nn.init.zeros_(layer.bias)
+
+
 def training_step(generator, optimizer, z, y, beta, max_iter):
     """One update of a generator as the published script makes it: cost, plan and gradient in
     NumPy."""

@@ -9,7 +9,7 @@ import numpy
 import ot
 import torch
 
-from generative.checkpoints import written_whole
+from generative.runs import written_whole
 
 
 def machine() -> str:

@@ -30,15 +30,17 @@ from tqdm import tqdm
 
 from benchmarks.table import machine, show, write_csv
 from generative import plots
-from generative.checkpoints import written_whole
+from generative.batches import Noise
 from generative.metrics import kl_divergence
 from generative.objectives.uotm import CONJUGATES, Uotm
+from generative.runs import written_whole
 from generative.targets import Target, mixture
 from learning_demo import Config as Settings
 from learning_demo import Generator
 
 SHARE = 0.01  # of the outliers
 AVERAGE = 0.999  # decay, per update, of the average of weights that samples are drawn with
+Z_DIM = 2  # dimensions of the noise, the first of which is the source
 WINDOW = ((-4.0, 4.0),)
 
 
@@ -68,14 +70,14 @@ class Toy:
     """Minibatches of a fixed set of target points, and of a source."""
 
     def __init__(self, settings: Settings, target: Target, source: Tensor | None):
-        self.settings, self.source, self.updates = settings, source, 0
+        self.settings, self.source = settings, source
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.data = target.draw(settings.data_size, self.rng)
         self.position = 0
 
     def noise(self) -> Tensor:
         """First the source's coordinate, fresh or from its fixed set; the rest is normal."""
-        z = torch.randn(self.settings.batchsize, self.settings.z_dim, generator=self.rng)
+        z = torch.randn(self.settings.batchsize, Z_DIM, generator=self.rng)
         if self.source is not None:
             z[:, :1] = self.source[torch.randint(len(self.source), (len(z),), generator=self.rng)]
         return z
@@ -95,7 +97,7 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     if source is not None:
         fixed = source.draw(settings.data_size, torch.Generator().manual_seed(settings.seed + 1))
     batches = Toy(settings, target, fixed)
-    generator = Generator(settings.z_dim, settings.g_dim, 1)
+    generator = Generator(Noise("gaussian", Z_DIM), settings.g_dim, 1)
     generator.initialise(batches.data, batches.rng)
     # Statistics of minibatches would blur what the potential sees of a map.
     update_bn([batches.noise() for _ in range(50)], generator)
@@ -104,16 +106,15 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     objective = Uotm(settings, generator, batches)
     steps = settings.epochs * (settings.data_size // settings.batchsize)
     for step in range(steps):
-        if settings.anneal:
-            objective.set_rates(1 - step / steps)
-        objective.update(batches)
+        objective.set_rates(1 - (1 - settings.lr_factor) * step / steps)
+        objective.update()
         averaged.update_parameters(generator)
     return averaged.module
 
 
-def mapped(generator: Generator, source: Tensor, z_dim: int) -> Tensor:
+def mapped(generator: Generator, source: Tensor) -> Tensor:
     rng = torch.Generator().manual_seed(5)
-    z = torch.randn(len(source), z_dim, generator=rng)
+    z = torch.randn(len(source), Z_DIM, generator=rng)
     z[:, :1] = source
     with torch.no_grad():
         return generator(z)
@@ -127,7 +128,7 @@ def outlier_run(conjugate: str, distance: float, seed: int, config: Config) -> n
     )  # fmt: skip
     generator = trained(settings, outlier_target(distance), None)
     source = torch.randn(50000, 1, generator=torch.Generator().manual_seed(seed + 2))
-    return mapped(generator, source, settings.z_dim)[:, 0].numpy()
+    return mapped(generator, source)[:, 0].numpy()
 
 
 def in_outlier_mode(samples: np.ndarray, distance: float) -> float:
@@ -161,12 +162,12 @@ def exact_share(distance: float, tau: float, conjugate: str) -> float:
 def map_run(conjugate: str, tau: float, config: Config) -> np.ndarray:
     """20,000 source points and where they go, shape (2, n). The published rate is 1e-5."""
     settings = Settings(
-        objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=2e-5, anneal=True,
-        batchsize=256, data_size=config.data_size, epochs=config.map_epochs,
+        objective="uotm", conjugate=conjugate, tau=tau, penalty=0.0, lr=2e-8, lr_factor=1000.0,
+        critic_lr=2e-8, batchsize=256, data_size=config.data_size, epochs=config.map_epochs,
     )  # fmt: skip
     generator = trained(settings, MAP_TARGET, MAP_SOURCE)
     source = MAP_SOURCE.draw(20000, torch.Generator().manual_seed(7))
-    return torch.cat((source, mapped(generator, source, settings.z_dim)), 1).T.numpy()
+    return torch.cat((source, mapped(generator, source)), 1).T.numpy()
 
 
 def exact_kl(conjugate: str, tau: float, bins: int = 300) -> float:

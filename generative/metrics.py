@@ -1,9 +1,11 @@
 """How far generated samples are from the target."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import ot
+import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics.pairwise import euclidean_distances
@@ -12,8 +14,14 @@ from torch import Tensor
 from exactot import solve_sample
 from generative.targets import Target
 
-POINTS = 5000  # for exact plans in more than one dimension
-FEW = 1000  # for the distances between all of them
+POINTS = 1000  # for exact plans in more than one dimension
+QUICK = 500  # the same, during a training
+FEW = 500  # for the distances between all of them
+MANY = 5000  # samples in a set on the line
+PAIRS = 20  # of sets, for a mean and its standard deviation
+FEW_PAIRS = 5  # the same, during a training
+NODES = 10**6  # of the midpoint rule, and samples that are held against a law
+FEW_NODES = 2**16  # the same, during a training
 
 
 def wasserstein_distances(
@@ -21,7 +29,7 @@ def wasserstein_distances(
 ) -> tuple[float, ...]:
     """W1 and W2 between two sets of points, exact, in the points' units.
 
-    On the line of all points; otherwise of the first `points` of each set, by default 5,000.
+    On the line of all points; otherwise of the first `points` of each set, by default 1,000.
 
     Parameters
     ----------
@@ -55,7 +63,7 @@ def sliced_w2(x: Tensor, y: Tensor) -> float:
 
 def mmd(x: Tensor, y: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3), of the first
-    1,000 points of each; Gaussian kernel, its bandwidth the median distance between all of them
+    500 points of each; Gaussian kernel, its bandwidth the median distance between all of them
     that differ.
     """
     x, y = _array(x[:FEW]), _array(y[:FEW])
@@ -101,20 +109,91 @@ def mode_shares(x: Tensor, target: Target) -> dict[str, float]:
     }
 
 
-def all_metrics(x: Tensor, y: Tensor, other: Tensor, target: Target) -> dict[str, float | None]:
-    """Every metric of samples x against data y, all in standard units; `_floor`: of two sets of
-    data, other and y. Distances (W1, W2, sliced W2) come in the data's units.
+def law_distances(x: Tensor, target: Target, nodes: int = NODES) -> tuple[float, float]:
+    """W1 and W2 of points x (n, 1) to the law itself of a target that has a quantile function Q.
+
+    W_p^p is the integral of |F^-1(u) - Q(u)|^p over u, F^-1 being the quantile function of the
+    points (Peyre, Cuturi 2019, equation 2.36); by the midpoint rule on `nodes` values of u or more.
     """
-    found = {}
-    for ends, z in (("", x), ("_floor", other)):
-        w1, w2 = wasserstein_distances(z, y)
-        found["w1" + ends], found["w2" + ends] = target.scale * w1, target.scale * w2
-        found["sliced_w2" + ends] = target.scale * sliced_w2(z[:POINTS], y[:POINTS])
-        found["mmd" + ends] = mmd(z, y)
-        found["kl" + ends] = kl_divergence(z[:POINTS], y[:POINTS])
-    if target.centres is not None:
-        found |= mode_shares(x, target)
-    return found
+    x = np.sort(_array(x)[:, 0])
+    x = np.repeat(x, -(-nodes // len(x)))
+    gap = abs(x - target.quantile((np.arange(len(x)) + 0.5) / len(x)))
+    return float(gap.mean()), float(np.square(gap).mean() ** 0.5)
+
+
+class Yardstick:
+    """Measures a generator by a target's law where that is known, otherwise by fresh samples.
+
+    Parameters
+    ----------
+    target : Target
+    data : tensor (data_size, d)
+        The training set, in standard units.
+    rng : torch.Generator
+        Draws the fresh samples, 20 pairs of sets (5 if not `full`).
+    full : bool
+        Whether to take all of METRICS, with many samples; otherwise W1 and W2, with few.
+
+    Attributes
+    ----------
+    reference : dict
+        What no generator is expected to be better than, in the data's units. Where W1 and W2 are to
+        the law, those of the training set, `w1_data` and `w2_data`; of all others the two-sample
+        distance, `w1_two_sample`, which is a mean over the pairs, and `w1_two_sample_sd`, their
+        standard deviation.
+    """
+
+    def __init__(self, target: Target, data: Tensor, rng: torch.Generator, full: bool):
+        self.target, self.full, self.reference = target, full, {}
+        names = [
+            name for name in (METRICS if full else LAW) if target.dim > 1 or name != "sliced_w2"
+        ]
+        self.to_law = LAW if target.quantile is not None else ()
+        self.names = tuple(name for name in names if name not in self.to_law)
+        for name, value in zip(self.to_law, law_distances(data, target) if self.to_law else ()):
+            self.reference[name + "_data"] = value
+        size = MANY if target.dim == 1 else POINTS if full else QUICK
+        pairs = (PAIRS if full else FEW_PAIRS) if self.names else 0
+        self.pairs = [target.two_sets(size, rng) for _ in range(pairs)]
+        for name in self.names:
+            found = [METRICS[name](other, y) for y, other in self.pairs]
+            mean, sd = (None, None) if None in found else (np.mean(found), np.std(found, ddof=1))
+            self.reference[name + "_two_sample"] = self._in_data_units(name, mean)
+            self.reference[name + "_two_sample_sd"] = self._in_data_units(name, sd)
+
+    def measure(self, sample: Callable[..., Tensor]) -> dict[str, float | None]:
+        """Distances in the data's units; to fresh samples, means over the sets.
+
+        `sample(n, stratified=...)` gives n generated samples (n, d). The distance to a law takes a
+        million stratified ones, or 65,536 if not `full`, so that it has next to no chance in it.
+        """
+        found = {}
+        if self.to_law:
+            x = sample(NODES if self.full else FEW_NODES, stratified=True)
+            found = dict(zip(self.to_law, law_distances(x, self.target, len(x))))
+        if self.names:
+            sets = sample(sum(len(y) for y, _ in self.pairs))
+            sets = sets.split([len(y) for y, _ in self.pairs])
+        for name in self.names:
+            values = [METRICS[name](x, y) for x, (y, _) in zip(sets, self.pairs)]
+            found[name] = self._in_data_units(name, None if None in values else np.mean(values))
+        return found
+
+    def _in_data_units(self, name: str, value: float | None) -> float | None:
+        if value is None:
+            return None
+        return float(value) * (self.target.scale if name in LENGTHS else 1.0)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], float | None]] = {
+    "w1": lambda x, y: wasserstein_distances(x, y, orders=(1,))[0],
+    "w2": lambda x, y: wasserstein_distances(x, y, orders=(2,))[0],
+    "sliced_w2": sliced_w2,
+    "mmd": mmd,
+    "kl": kl_divergence,
+}
+LAW = ("w1", "w2")  # of METRICS, those that can be to a law
+LENGTHS = ("w1", "w2", "sliced_w2")  # of METRICS, those in the data's units
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -12,6 +12,13 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
 
 
+@torch.no_grad()
+def mirror(weights: Tensor) -> None:
+    """Make the second half of the rows the first one with its sign changed, in place."""
+    half = len(weights) // 2
+    weights[half : 2 * half] = -weights[:half]
+
+
 class Critic(nn.Module):
     """Samples to one number each: linear layers with LeakyReLU between, no normalisation.
 

@@ -4,17 +4,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from PIL import Image
 
-from generative.checkpoints import written_whole
+from generative.runs import written_whole
 from generative.targets import Target
 
 GENERATED, TARGET = "#4c9fd0", "#c2410c"
@@ -23,30 +21,26 @@ DOTS = 1500
 SIZE = (7, 4.2)  # inches
 
 
-def has_display() -> bool:
-    """Whether figures can appear on a screen."""
-    interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-    return plt.get_backend().lower() in {name.lower() for name in interactive}
-
-
-def fit_figure(live: bool) -> Figure:
-    """An empty figure for the fit: pyplot's own to show in a window, or one that it never sees.
-
-    pyplot's current figure stays what it was.
-    """
-    if not live:
-        return Figure(figsize=SIZE, layout="constrained")
-    before = plt.gcf() if plt.get_fignums() else None
-    figure = plt.figure(figsize=SIZE, layout="constrained")
-    if before is not None:
-        plt.figure(before)
-    return figure
+def new_figure() -> Figure:
+    """An empty figure, which pyplot never sees."""
+    return Figure(figsize=SIZE, layout="constrained")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; the path's suffix names the format."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def picture(figure: Figure) -> np.ndarray:
+    """What a figure looks like, (height, width, 3), whatever draws it on the screen."""
+    canvas = figure.canvas
+    try:
+        drawn = FigureCanvasAgg(figure)
+        drawn.draw()
+        return np.asarray(drawn.buffer_rgba())[..., :3].copy()
+    finally:
+        figure.set_canvas(canvas)
 
 
 def save_gif(images: Sequence[Image.Image], durations: Sequence[int], path: Path) -> None:
@@ -104,15 +98,22 @@ def frame(samples: np.ndarray, target: Target) -> np.ndarray:
     return counts / (len(samples) * np.diff(edges))
 
 
-def fit_plot(target: Target, figure: Figure) -> "FitPlot":
-    """The figure of the fit, in an empty figure: pyplot's to show it, or one of its own."""
-    return (FitPlot if target.dim == 1 else PlaneFitPlot)(target, figure)
+def fit_plot(target: Target, figure: Figure | SubFigure) -> "FitPlot":
+    """The figure of the fit, in an empty figure: pyplot's to show it, or one of its own.
+
+    It is laid out once, as this takes longer than to draw it.
+    """
+    plot = (FitPlot if target.dim == 1 else PlaneFitPlot)(target, figure)
+    if isinstance(figure, Figure):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return plot
 
 
 class FitPlot:
     """The target's density and, behind it, the histogram of generated samples."""
 
-    def __init__(self, target: Target, figure: Figure):
+    def __init__(self, target: Target, figure: Figure | SubFigure):
         self.figure, self._axes = figure, figure.subplots()
         (window,) = _window(target)
         edges = np.linspace(*window, BINS + 1)
@@ -138,19 +139,13 @@ class FitPlot:
         """A title in which a file's name may hold dollar signs."""
         self._axes.set_title(title, loc="left", fontsize=11, parse_math=False)
 
-    def refresh_window(self) -> None:
-        """Bring the window up to date without waiting for anything; do nothing if it is closed."""
-        if plt.fignum_exists(self.figure.number):
-            self.figure.canvas.draw_idle()
-            self.figure.canvas.flush_events()
-
 
 class PlaneFitPlot(FitPlot):
     """Generated samples over the target: circles of 3 standard deviations about the modes of a
     mixture, its density, or samples where that has no closed form.
     """
 
-    def __init__(self, target: Target, figure: Figure):
+    def __init__(self, target: Target, figure: Figure | SubFigure):
         self.figure, self._axes = figure, figure.subplots()
         horizontal, vertical = _window(target)
         if target.centres is not None:
@@ -200,25 +195,53 @@ def noise_map(lines: np.ndarray, target: Target) -> Figure:
     return figure
 
 
-def curves(history: Sequence[dict], w1_floor: float, target: Target) -> Figure:
-    """Loss and Wasserstein distances against epochs; `history` as in history.csv."""
-    epochs, unit = [row["epoch"] for row in history], length_unit(target)
+def headline(target: Target) -> str:
+    """The distance that titles and curves name first: w1 on the line, w2 elsewhere."""
+    return "w1" if target.dim == 1 else "w2"
+
+
+def verdict(found: dict, target: Target) -> str:
+    """A distance and what it compares with, in words; both are in the data's units."""
+    name = headline(target)
+    distance = f"{name.upper()} {found[name]:.3g}"
+    if name + "_data" in found:
+        return f"{distance} to the law (its training set {found[name + '_data']:.3g})"
+    mean, sd = found[name + "_two_sample"], found[name + "_two_sample_sd"]
+    return f"{distance} to fresh samples (two-sample distance {mean:.3g} ± {sd:.2g})"
+
+
+def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
+    """Loss and Wasserstein distances against epochs; `history` as in history.csv, `reference` as
+    that of a :class:`generative.metrics.Yardstick`.
+    """
+    unit, name = length_unit(target), headline(target)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    losses = [row["loss"] for row in history]
-    left.plot(epochs, losses, color=GENERATED)
+    trained = [row for row in history if "loss" in row]
+    losses = [row["loss"] for row in trained]
+    left.plot([row["epoch"] for row in trained], losses, color=GENERATED)
     left.set_yscale(_scale(losses))  # a critic's may be negative
     left.set(title="Training loss", ylabel="loss in standard units")
-    distances = {name: [row[name] / unit for row in history] for name in ("w1", "w2")}
-    right.plot(epochs, distances["w1"], color=GENERATED, label="W1 to fresh samples")
-    right.plot(epochs, distances["w2"], color="0.6", label="W2 to fresh samples")
-    floor = w1_floor / unit  # 0 where two sets of data are equal
-    right.axhline(floor, color=TARGET, linestyle=":", label="W1 between two target samples")
-    right.set_yscale(_scale([*distances["w1"], *distances["w2"], floor]))
+    epochs, to_law = [row["epoch"] for row in history], name + "_data" in reference
+    to = "to the law" if to_law else "to fresh samples"
+    drawn = []
+    for other, color in sorted((("w1", "0.6"), ("w2", "0.6")), key=lambda pair: pair[0] != name):
+        distances = [row[other] / unit for row in history]
+        drawn += distances
+        color = GENERATED if other == name else color
+        right.plot(epochs, distances, color=color, label=f"{other.upper()} {to}")
+    level = reference[name + ("_data" if to_law else "_two_sample")] / unit
+    label = f"{name.upper()} of the training set" if to_law else f"two-sample {name.upper()}"
+    right.axhline(level, color=TARGET, linestyle=":", label=label)
+    if not to_law:
+        sd = reference[name + "_two_sample_sd"] / unit
+        right.axhspan(level - sd, level + sd, color=TARGET, alpha=0.15, linewidth=0)
+    right.set_yscale(_scale([*drawn, level]))
     right.set(title="Distance to the target")
     right.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
     right.legend(frameon=False)
     for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=1)  # figures are spaced geometrically at first
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -235,12 +258,9 @@ def save_animation(
 ) -> None:
     """A GIF of the fit, 0.15 seconds for each frame and two for the last one."""
     figure = Figure(figsize=SIZE, dpi=70, layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # whatever draws on the screen
     plot = fit_plot(target, figure)
     images = []
     for content, title in zip(frames, titles):
         plot.show(content, title)
-        canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
-        images.append(image.convert("RGB").quantize(32))
+        images.append(Image.fromarray(picture(figure)).quantize(32))
     save_gif(images, [150] * (len(images) - 1) + [2000], path)

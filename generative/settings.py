@@ -1,33 +1,208 @@
-"""A run's settings, in words and numbers that can be used: what they default to, and their checks.
+"""A run's settings: the fields of Config and those that only its objective reads, all of them live.
 
-`config` is the training script's Config.
+`Config` of the training script is a class of values to edit. What it makes is an instance of a
+subclass that has the fields of its objective: `Config(objective="wgan-gp", n_critic=3)`.
 """
 
+import argparse
 import dataclasses
+import difflib
+import functools
+import inspect
+import json
 import os
+import re
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, dataclass_transform, get_type_hints
 
 import numpy as np
 import torch
+import tyro
 
-from generative.noise import LATENTS
+from generative.batches import LATENTS
 from generative.objectives import OBJECTIVES
-from generative.objectives.uotm import CONJUGATES
+from generative.rules import Count, Flag, Rate, Rule, Scale, Text, integers, numbers, one_of
+from generative.runs import device_name, summary_writer
 from generative.targets import TARGETS, Target, from_file
 
-# What Config ships with where objectives have defaults of their own: these apply to fields that are
-# still so. What you edit there, or say on the command line, stays as you want it.
-SHIPPED = {
-    "data_size": 50000,
-    "batchsize": 512,
-    "lr": 1e-4,
-    "steps_per_epoch": 2,
-    "num_proximal": 32,
-    "latent": "uniform",
-    "n_critic": 5,
-    "critic_lr": 0.0,
-    "penalty": 0.1,
+# What Config has. Its lines need no annotation; the comment behind a line is its help.
+TYPES = {
+    "data_type": one_of(TARGETS),
+    "data_size": integers(2),
+    "batchsize": integers(2),
+    "lr": Rate,
+    "epochs": Count,
+    "beta": Scale,
+    "plot_interval": Count,
+    "data_path": Text,
+    "objective": one_of(OBJECTIVES),
+    "steps_per_epoch": Count,
+    "lr_factor": Scale,
+    "stratified": Flag,
+    "average": numbers(0, 1, with_low=True),
+    "latent": one_of(LATENTS),
+    "z_dim": integers(0),
+    "g_dim": integers(2),
+    "seed": integers(0),
+    "device": Text,
+    "output_dir": Text,
+    "resume": Text,
+    "show": Flag,
+    "tensorboard": Flag,
 }
+# What may be said anew when a run is resumed.
+FREE = ("epochs", "show", "tensorboard", "data_path", "device")
+
+
+@dataclass_transform(kw_only_default=True)
+def settings(config: type) -> type:
+    """Make a class of values one of settings: a dataclass whose instances know their objective.
+
+    These raise ValueError if a line of the class or a field cannot be used.
+    """
+
+    def new(cls, **fields):
+        _check_lines(config)
+        objective = plain(fields.get("objective", config.objective))
+        _refuse("objective", objective, TYPES["objective"])
+        kind = _kind(config, objective) if cls is config else cls
+        for name in fields:
+            if name not in {field.name for field in dataclasses.fields(kind)}:
+                raise ValueError(no_such_field(name, objective))
+        return object.__new__(kind)
+
+    def keep_plain(self):
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, plain(getattr(self, field.name)))
+
+    config.__new__, config.__post_init__ = new, keep_plain
+    config.__reduce__ = lambda self: (_made, (config, dataclasses.asdict(self)))
+    return dataclass(kw_only=True)(config)
+
+
+def _made(config: type, fields: dict) -> Any:
+    """Settings that were pickled or copied."""
+    return config(**fields)
+
+
+@functools.cache
+def _kind(config: type, objective: str) -> type:
+    """Config with the live fields of an objective, each with its default, its rule and its help."""
+    own = OBJECTIVES[objective].Settings
+    hints = get_type_hints(own, include_extras=True)
+    comments = _comments(config) | _comments(own)
+    fields = {}
+    for name in TYPES:
+        if name in hints or name not in _of_some_objectives():
+            fields[name] = TYPES[name], getattr(config, name)
+        else:  # a field no longer
+            fields[name] = ClassVar[Any], None
+    for field in dataclasses.fields(own):
+        kind, default = fields.get(field.name, (None, None))
+        if hasattr(hints[field.name], "__metadata__"):  # with a rule of its own
+            kind = hints[field.name]
+        fields[field.name] = kind, default if field.default is MISSING else field.default
+    fields["objective"] = TYPES["objective"], objective
+    return dataclasses.make_dataclass(
+        config.__name__,
+        [
+            (name, Annotated[kind, tyro.conf.arg(help=comments.get(name))], default)
+            if kind != ClassVar[Any]
+            else (name, kind, default)
+            for name, (kind, default) in fields.items()
+        ],
+        bases=(config,),
+        namespace={"__doc__": config.__doc__, "__module__": config.__module__},
+        kw_only=True,
+    )
+
+
+def _of_some_objectives() -> set[str]:
+    """Fields of Config that only some objectives read: these list them without a default."""
+    return {
+        field.name
+        for objective in OBJECTIVES.values()
+        for field in dataclasses.fields(objective.Settings)
+        if field.default is MISSING
+    }
+
+
+def _comments(settings: type) -> dict[str, str]:
+    """The comments behind the lines of a class and of those that it extends.
+
+    A comment may go on in lines of its own.
+    """
+    found = {}
+    for cls in reversed(settings.__mro__[:-1]):
+        try:
+            source = inspect.getsource(cls)
+        except (OSError, TypeError):  # written where no file is
+            continue
+        for name, comment in re.findall(r"^ +(\w+)\b[^#\n]*  # (.+(?:\n +# .+)*)$", source, re.M):
+            found[name] = re.sub(r"\n +# ", " ", comment)
+    return found
+
+
+def _check_lines(config: type) -> None:
+    """Refuse lines of Config that are missing, renamed or of a wrong type."""
+    lines = {name for name in {**vars(config), **config.__annotations__} if name[0] != "_"}
+    for name in sorted(lines - set(TYPES)):
+        raise ValueError(f"Config has a line for {name}, which is no setting{_did_you_mean(name)}")
+    for name, kind in TYPES.items():
+        type_, rule = kind.__origin__.__name__, _rule(kind)
+        if not hasattr(config, name):
+            raise ValueError(
+                f"Config has no {name}; write a line `{name}: {type_} = ` with {rule.words}"
+            )
+        value = plain(getattr(config, name))
+        if not rule.holds(value):
+            raise ValueError(
+                f"{name}: got {value!r}; accepts {rule.words}; write `{name}: {type_} = "
+                + ("` with one of these" if (fit := _fitting(value, kind)) is None else f"{fit}`")
+            )
+
+
+def _fitting(value: object, kind: Any) -> int | float | None:
+    """The number that was meant, as by '10' or 10.0 for an integer; None if there is none."""
+    if kind.__origin__ not in (int, float):
+        return None
+    try:
+        number = kind.__origin__(value)
+    except (TypeError, ValueError):
+        return None
+    return number if _rule(kind).holds(number) else None
+
+
+def _rule(kind: Any) -> Rule:
+    return next(rule for rule in kind.__metadata__ if isinstance(rule, Rule))
+
+
+def _refuse(name: str, value: object, kind: Any) -> None:
+    """ValueError for a value that breaks the rule."""
+    rule = _rule(kind)
+    if not rule.holds(value):
+        raise ValueError(f"{name}: got {value!r}; accepts {rule.words}")
+
+
+def no_such_field(name: str, objective: str) -> str:
+    """Why an objective has no such setting, and which ones do."""
+    having = [
+        other
+        for other, cls in OBJECTIVES.items()
+        if name in {field.name for field in dataclasses.fields(cls.Settings)}
+    ]
+    if having:
+        return f"{name}: {objective} has no such setting; it belongs to {', '.join(having)}"
+    return f"{name}: there is no such setting{_did_you_mean(name)}"
+
+
+def _did_you_mean(name: str) -> str:
+    known = {*TYPES}.union(
+        *({f.name for f in dataclasses.fields(o.Settings)} for o in OBJECTIVES.values())
+    )
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def plain(value: object) -> object:
@@ -39,63 +214,96 @@ def plain(value: object) -> object:
     return value
 
 
-def device_name(name: str) -> str:
-    """The device of that name, "auto" being a GPU if there is one; ValueError if it is not here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=torch.Generator(name).device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
-    return name
+# ------------------------------------------------------------------ from elsewhere
 
 
-def with_own_defaults(config):
-    """These settings, with the objective's own defaults (mostly its authors') where fields are as
-    they ship.
+def from_command_line(config: type, description: str) -> Any:
+    """Settings by the command line; `--help` and mistakes end the program.
+
+    The objective decides which fields there are, and a run to resume what they default to.
 
     Raises
     ------
     ValueError
-        If there is no such objective.
+        For a flag that is not live, or a run that cannot be resumed.
     """
-    if config.objective not in list(OBJECTIVES):
-        raise ValueError(f"objective: got {config.objective!r}; accepts {', '.join(OBJECTIVES)}")
-    kind = type(config)
-    own = {
-        name: value
-        for name, value in OBJECTIVES[config.objective].defaults.items()
-        if getattr(config, name) == getattr(kind, name)
-        and getattr(kind, name) == SHIPPED.get(name, getattr(kind, name))
-    }
-    return dataclasses.replace(config, **own)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("objective", "resume"):
+        first.add_argument(f"--{name}", nargs="?")
+    said, _ = first.parse_known_args()
+    if said.resume:
+        default = saved_config(config, said.resume)
+    else:
+        default = config(**({"objective": said.objective} if said.objective else {}))
+    found, unknown = tyro.cli(
+        type(default), description=description, default=default, return_unknown_args=True
+    )
+    for word in unknown:
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        if word.startswith("--"):
+            raise ValueError(no_such_field(name.removeprefix("no_"), default.objective))
+        raise ValueError(f"{word!r} on the command line belongs to no setting")
+    return found
 
 
-def tell_own_defaults(config) -> None:
-    """Print the objective's own defaults that a run uses."""
-    own = [
-        f"{name} {value}"
-        for name, value in OBJECTIVES[config.objective].defaults.items()
-        if getattr(config, name) == value != getattr(type(config), name)
-    ]
-    if own:
-        print(f"{config.objective} takes {', '.join(own)} unless you say otherwise")
+def saved_config(config: type, folder: str | Path) -> Any:
+    """The settings to go on with the run in `folder`: its own; `epochs` may then be raised.
+
+    A device that this computer lacks becomes the default one, which can draw samples.
+
+    Raises
+    ------
+    ValueError
+        If there is no run in the folder.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        saved = config(**json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"resume: {folder} is not a run's folder (no config.json)") from None
+    except (OSError, TypeError, ValueError) as error:  # not text, not JSON, or unknown fields
+        raise ValueError(f"resume: {path} cannot be read: {error}") from None
+    try:
+        device_name(saved.device)
+    except ValueError:
+        saved.device = config.device
+    return dataclasses.replace(saved, resume=str(folder), show=config.show)
 
 
-def open_target(config) -> Target:
-    """The target of that name, or the user's data."""
-    if config.data_path:
-        return from_file(config.data_path, config.seed)
-    return TARGETS[config.data_type]
+# ------------------------------------------------------------------ checks
 
 
-def data_name(config) -> str:
-    """What a run is called: its target, or the user's file by up to 60 characters of text."""
-    name = Path(config.data_path).stem if config.data_path else config.data_type
-    return name.encode(errors="replace").decode()[:60]
+def settled(config: Any) -> tuple[Any, Target]:
+    """The settings that a run works with, checked, and its target.
+
+    Raises
+    ------
+    ValueError
+        With the field, what it got and what it accepts.
+    """
+    config = dataclasses.replace(config)  # fields may have been assigned since it was made
+    if config.data_path and isinstance(config.data_path, str):
+        config.data_path = os.path.abspath(config.data_path)
+    if not config.resume:
+        return config, check(config)
+    saved = saved_config(type(config).__base__, config.resume)
+    for name, kept in dataclasses.asdict(saved).items():
+        given = getattr(config, name, None)
+        # Data elsewhere and another device are compared with the checkpoint.
+        if name not in FREE and given != kept:
+            raise ValueError(
+                f"{name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
+                f"a resumed run keeps its settings"
+            )
+    target = check(config)
+    if config.epochs < saved.epochs:
+        raise ValueError(
+            f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
+        )
+    return config, target
 
 
-def check(config) -> Target:
+def check(config: Any) -> Target:
     """Refuse settings that cannot work, in one line that names the field; give the target.
 
     Raises
@@ -104,58 +312,65 @@ def check(config) -> Target:
         With the field, what it got and what it accepts.
     """
     for field in dataclasses.fields(config):
-        value, kinds = getattr(config, field.name), {str: "text", bool: "true or false"}
-        for kind, accepted in kinds.items():
-            if isinstance(field.default, kind) and not isinstance(value, kind):
-                raise ValueError(f"{field.name}: got {value!r}; accepts {accepted}")
-    names = {
-        "data_type": TARGETS,
-        "objective": OBJECTIVES,
-        "latent": LATENTS,
-        "conjugate": CONJUGATES,
-    }
-    for name, known in names.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise ValueError(f"{name}: got {value!r}; accepts {', '.join(known)}")
-    least = {
-        "data_size": 2,
-        "batchsize": 2,
-        "epochs": 1,
-        "plot_interval": 1,
-        "steps_per_epoch": 1,
-        "num_proximal": 1,
-        "updates_per_plan": 1,
-        "target_batchsize": 0,
-        "n_critic": 1,
-        "c_dim": 1,
-        "latent_centres": 1,
-        "z_dim": 1,
-        "x_dim": 0,
-        "g_dim": 2,
-        "seed": 0,
-    }
-    for name, low in least.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**62:
-            raise ValueError(f"{name}: got {value!r}; accepts integers from {low} up, below 2^62")
-    small, wide = (0, 1e6), (1e-9, 1e9)
-    ranges = {"lr": small, "beta": wide, "reg": wide, "clip": small, "tau": wide}
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not low < value < high:
-            raise ValueError(f"{name}: got {value!r}; accepts numbers from {low:g} to {high:g}")
-    from_zero = {"average": 1, "critic_lr": 1e6, "penalty": 1e6, "latent_sigma": 1e6}
-    for name, high in from_zero.items():
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0 <= value < high:
-            raise ValueError(f"{name}: got {value!r}; accepts numbers from 0 to below {high:g}")
-    if config.target_batchsize and OBJECTIVES[config.objective].one_size:
-        raise ValueError(
-            f"target_batchsize: got {config.target_batchsize}; {config.objective} accepts 0"
-        )
-    target = open_target(config)
-    if config.x_dim not in (0, target.dim):
-        raise ValueError(f"x_dim: got {config.x_dim}; {data_name(config)} accepts {target.dim}")
+        _refuse(field.name, getattr(config, field.name), field.type)
     device_name(config.device)
+    if config.tensorboard:
+        summary_writer()
+    own = config.data_path
+    target = from_file(own, config.seed) if own else TARGETS[config.data_type]
+    OBJECTIVES[config.objective].check(config, target)
     return target
+
+
+def data_name(config: Any) -> str:
+    """What a run is called: its target, or the user's file by up to 60 characters of text."""
+    name = Path(config.data_path).stem if config.data_path else config.data_type
+    return name.encode(errors="replace").decode()[:60]
+
+
+def own_defaults(config: Any) -> str:
+    """In words, the objective's defaults that a run uses in place of those of Config."""
+    base, live = type(config).__base__, {field.name for field in dataclasses.fields(config)}
+    own = [
+        f"{name} {getattr(config, name)}"
+        for name in TYPES
+        if name in live - {"objective"}
+        and getattr(config, name) == getattr(type(config), name) != getattr(base, name)
+    ]
+    return f"; {config.objective} takes {', '.join(own)} unless you say otherwise" if own else ""
+
+
+def kept_settings(config: Any) -> dict:
+    """Those that hold from the first epoch to the last."""
+    kept = dataclasses.asdict(config)
+    for name in (*FREE, "resume", "output_dir"):
+        del kept[name]
+    return kept
+
+
+def check_checkpoint(state: dict, config: Any, target: Target, device: torch.device) -> None:
+    """Refuse a checkpoint of another kind of device, of other data or of other settings.
+
+    Raises
+    ------
+    ValueError
+        With the setting that differs.
+    KeyError
+        If it is of another version.
+    """
+    if state["device"] != device.type:
+        raise ValueError(
+            f"device: got {device.type}, but the run was trained on {state['device']}, whose "
+            f"random numbers differ; its generator.pt gives samples on any device"
+        )
+    if state["data"] != target.digest:
+        raise ValueError(
+            f"data_path: {config.data_path} is not what the run was trained on; it has changed "
+            f"since"
+        )
+    for name, value in kept_settings(config).items():
+        if state["settings"].get(name, value) != value:
+            raise ValueError(
+                f"{name}: config.json has {value!r}, but the run was trained with "
+                f"{state['settings'][name]!r}"
+            )

@@ -1,5 +1,6 @@
 """Target distributions: how to draw from them, and their densities for the figures."""
 
+import functools
 import hashlib
 import io
 import math
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal, norm, rv_histogram, uniform
-from sklearn.datasets import make_moons, make_swiss_roll
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -39,6 +39,8 @@ class Target:
     density : function or None
         Probability density of what figures show: on the line at an array of points, same shape; on
         the plane at points (..., 2), shape (...). None where there is no closed form.
+    quantile : function or None
+        On the line the quantile function of the law, at an array of levels; None if not known.
     shares, centres, sd : arrays (m,), (m, dim) and (m,), or None
         Weights, means and standard deviations of the modes, for mixtures of Gaussians.
     projection : array (dim, 2), or None
@@ -57,6 +59,7 @@ class Target:
     draw: Callable[[int, torch.Generator], Tensor]
     window: tuple[tuple[float, float], ...]
     density: Callable[[np.ndarray], np.ndarray] | None = None
+    quantile: Callable[[np.ndarray], np.ndarray] | None = None
     shares: np.ndarray | None = None
     centres: np.ndarray | None = None
     sd: np.ndarray | None = None
@@ -122,7 +125,27 @@ def mixture(
             parts = [multivariate_normal(m, s**2).pdf(x) for m, s in zip(centres, sd)]
         return sum(share * part for share, part in zip(shares, parts))
 
-    return Target(draw, window, density, shares, centres, sd)
+    def distribution(x: np.ndarray) -> np.ndarray:
+        return sum(w * norm(m[0], s).cdf(x) for w, m, s in zip(shares, centres, sd))
+
+    quantile = None
+    if len(window) == 1:
+        reach = 9 * sd  # beyond which there is no mass that float64 resolves
+        quantile = _inverse(distribution, min(centres[:, 0] - reach), max(centres[:, 0] + reach))
+    return Target(draw, window, density, quantile, shares, centres, sd)
+
+
+def _inverse(
+    distribution: Callable[[np.ndarray], np.ndarray], low: float, high: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The quantile function of a law on [low, high], linear between 200,000 places."""
+
+    @functools.cache
+    def table() -> tuple[np.ndarray, np.ndarray]:
+        x = np.linspace(low, high, 200001)
+        return distribution(x), x
+
+    return lambda u: np.interp(u, *table())
 
 
 def _square(side: float) -> tuple[tuple[float, float], ...]:
@@ -143,23 +166,20 @@ def _grid() -> Target:
     return mixture(np.full(25, 1 / 25), centres, np.full(25, 0.05 / 2.828), _square(2.0))
 
 
-def _from_numpy(make: Callable[[int, int], np.ndarray]) -> Callable[[int, torch.Generator], Tensor]:
-    """Draw by a function of a number and a seed."""
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        return torch.tensor(make(n, seed), dtype=torch.float32, device=generator.device)
-
-    return draw
-
-
-def _moons(n: int, seed: int) -> np.ndarray:
-    return make_moons(n, noise=0.05, random_state=seed)[0]
+def _moons(n: int, generator: torch.Generator) -> Tensor:
+    """Two half circles, noise 0.05; scikit-learn's spreads its points evenly, these are drawn."""
+    angle = math.pi * _uniform(n, 1, generator)
+    lower = (_uniform(n, 1, generator) < 0.5).float()
+    sign = 1 - 2 * lower
+    x = torch.cat((lower + sign * angle.cos(), lower / 2 + sign * angle.sin()), 1)
+    return x + 0.05 * _normal(n, 2, generator)
 
 
-def _swiss_roll(n: int, seed: int) -> np.ndarray:
-    """Noise 0.25, axes 0 and 2, scaled, as in the toy experiments of Gulrajani et al. (2017)."""
-    return make_swiss_roll(n, noise=0.25, random_state=seed)[0][:, [0, 2]] / 7.5
+def _swiss_roll(n: int, generator: torch.Generator) -> Tensor:
+    """Noise 0.25, axes 0 and 2 of scikit-learn's, divided by 7.5, as Gulrajani et al. (2017)."""
+    angle = 1.5 * math.pi * (1 + 2 * _uniform(n, 1, generator))
+    x = torch.cat((angle * angle.cos(), angle * angle.sin()), 1)
+    return (x + 0.25 * _normal(n, 2, generator)) / 7.5
 
 
 def _checkerboard(n: int, generator: torch.Generator) -> Tensor:
@@ -293,13 +313,20 @@ def _units(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 TARGETS = {
-    "uniform": Target(lambda n, rng: 2 * _uniform(n, 1, rng), ((-0.5, 2.5),), uniform(0, 2).pdf),
-    "gaussian": Target(lambda n, rng: _normal(n, 1, rng), ((-4.5, 4.5),), norm(0, 1).pdf),
+    "uniform": Target(
+        lambda n, rng: 2 * _uniform(n, 1, rng),
+        ((-0.5, 2.5),),
+        uniform(0, 2).pdf,
+        uniform(0, 2).ppf,
+    ),
+    "gaussian": Target(
+        lambda n, rng: _normal(n, 1, rng), ((-4.5, 4.5),), norm(0, 1).pdf, norm(0, 1).ppf
+    ),
     "mixture": replace(_TWO, draw=_draw_mixture),
     "outlier": mixture([0.49, 0.49, 0.02], [[-2], [2], [10]], [1, 0.5, 0.5], ((-6.0, 13.0),)),
     "ring": _ring(),
     "grid": _grid(),
-    "moons": Target(_from_numpy(_moons), ((-1.5, 2.5), (-1.0, 1.5))),
-    "swiss-roll": Target(_from_numpy(_swiss_roll), ((-1.8, 2.2), (-2.0, 2.2))),
+    "moons": Target(_moons, ((-1.5, 2.5), (-1.0, 1.5))),
+    "swiss-roll": Target(_swiss_roll, ((-1.8, 2.2), (-2.0, 2.2))),
     "checkerboard": Target(_checkerboard, _square(2.4), _checkerboard_density),
 }

@@ -37,12 +37,12 @@ def test_cells_are_run_once_and_tabled(tmp_path, monkeypatch):
     )  # fmt: skip
     cells = objectives.run_cells(config)
     assert [cell["objective"] for cell in cells] == ["ipot", "wgan"]
-    assert all(cell["distance"] > cell["floor"] > 0 and cell["steps"] > 0 for cell in cells)
+    assert all(cell["distance"] > cell["reference"] > 0 and cell["steps"] > 0 for cell in cells)
     monkeypatch.setattr(objectives, "run_cell", None)  # a second run must not need it
     assert objectives.run_cells(config) == cells
     first, _ = objectives.table(cells)
     assert first["mean"] == cells[0]["distance"] and first["spread"] == 0
-    assert first["over floor"] == cells[0]["distance"] / cells[0]["floor"]
+    assert first["over reference"] == cells[0]["distance"] / cells[0]["reference"]
     objectives.draw_fits(config, cells, tmp_path / "fits.png")
     with Image.open(tmp_path / "fits.png") as image:
         assert len(image.convert("RGB").getcolors(10**6)) > 20

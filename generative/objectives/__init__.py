@@ -1,7 +1,8 @@
 """Training objectives by name. A new one is a class in a file beside these and a line here."""
 
 from generative.objectives.assignment import Assignment, AssignmentFast
-from generative.objectives.ipot import Ipot, IpotExact
+from generative.objectives.ipot import Ipot
+from generative.objectives.ipot_exact import IpotExact
 from generative.objectives.objective import Objective
 from generative.objectives.sinkhorn import Sinkhorn
 from generative.objectives.uotm import Uotm

@@ -1,14 +1,16 @@
 """Assignment: each sample goes to one point of the whole data set, which a critic keeps fair."""
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from generative.objectives.objective import Batches, CriticObjective, descend
+from generative.batches import LATENTS, Batches
+from generative.objectives.objective import CriticObjective, descend
+from generative.rules import Count, Weight, one_of
 
 WEIGHT = 0.1  # of the squared distance, beside psi
 PAIRS = 64  # in a minibatch of the generator; its authors take 16, too few for BatchNorm
@@ -28,16 +30,16 @@ class Assignment(CriticObjective):
     psi starts at zero, so that the first samples go to their nearest data.
     """
 
-    defaults: ClassVar = {
-        "lr": 5e-5,
-        "critic_lr": 1e-4,
-        "n_critic": 10,
-        "data_size": 10000,
-        "batchsize": 200,
-        "steps_per_epoch": 10,
-        "latent": "gaussians",
-    }
-    one_size: ClassVar = True
+    @dataclass(kw_only=True)
+    class Settings(CriticObjective.Settings):
+        lr: float = 5e-5
+        data_size: int = 10000
+        batchsize: int = 200
+        steps_per_epoch: int = 10
+        n_critic: Count = 10  # rounds of the critic before each walk of the generator
+        latent: one_of((*LATENTS, "gaussians")) = "gaussians"  # noise: or uniform, gaussian
+        latent_centres: Count = 10000  # of gaussians: how many, drawn from a standard normal
+        latent_sigma: Weight = 0.1  # of gaussians: their standard deviation
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
@@ -47,30 +49,31 @@ class Assignment(CriticObjective):
         self.place = 0  # in the pairs
         self.uniformity: dict[str, Tensor] = {}
 
-    def update(self, batches: Batches) -> dict[str, Tensor]:
+    def update(self) -> dict[str, Tensor]:
         """`loss` is the mean squared distance between samples and the data that they go to.
 
         Of the last round `unassigned` is the share of data that no sample goes to, and `dispersion`
         the variance of the counts n_j over their mean: 1 where data are taken at random.
         """
         if self.pairs is None or self.place + 2 > len(self.pairs[0]):
-            self.pairs, self.place = self.new_pairs(batches), 0
+            self.pairs, self.place = self.new_pairs(), 0
             self.walks += 1
         few = slice(self.place, self.place + PAIRS)
         noise, chosen = (of_pairs[few] for of_pairs in self.pairs)
         self.place += PAIRS
-        loss = (self.generator(noise) - batches.data[chosen]).square().sum(1).mean()
+        loss = (self.generator(noise) - self.batches.data[chosen]).square().sum(1).mean()
         descend(self.optimizer, loss)
         return {"loss": loss.detach(), **self.uniformity}
 
-    def new_pairs(self, batches: Batches) -> tuple[Tensor, Tensor]:
+    def new_pairs(self) -> tuple[Tensor, Tensor]:
         """`n_critic` rounds; the noise of the last one and the data that its samples go to."""
+        data = self.batches.data
         for _ in range(self.config.n_critic):
-            minibatches = [batches.noise() for _ in range(self.minibatches(len(batches.data)))]
+            minibatches = [self.batches.noise() for _ in range(self.minibatches(len(data)))]
             with torch.no_grad():
                 x = torch.cat([self.generator(z) for z in minibatches])
-            psi = self.critic(batches.data)
-            chosen = cheapest(x, batches.data, psi.detach())
+            psi = self.critic(data)
+            chosen = cheapest(x, data, psi.detach())
             counts = torch.bincount(chosen, minlength=len(psi)).to(psi.dtype)
             descend(self.critic_optimizer, psi.mean() - (counts / len(chosen)) @ psi)
         self.uniformity = {
@@ -97,7 +100,10 @@ class Assignment(CriticObjective):
 class AssignmentFast(Assignment):
     """The same with few pairs: 5 rounds of 2 minibatches before each walk."""
 
-    defaults: ClassVar = {**Assignment.defaults, "n_critic": 5, "steps_per_epoch": 2}
+    @dataclass(kw_only=True)
+    class Settings(Assignment.Settings):
+        n_critic: Count = 5  # rounds of the critic before each walk of the generator
+        steps_per_epoch: int = 2
 
     def minibatches(self, data_size: int) -> int:
         return 2

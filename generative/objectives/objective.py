@@ -1,25 +1,14 @@
 """What the training script asks of an objective."""
 
-from typing import ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from generative.batches import Batches
 from generative.networks import Critic
-
-
-class Batches(Protocol):
-    """Where an objective gets its points: tensors on the generator's device."""
-
-    data: Tensor  # the whole data set, (data_size, x_dim)
-    rng: torch.Generator  # all randomness comes from it
-    updates: int  # calls of Objective.update so far
-
-    def noise(self) -> Tensor:
-        """A new minibatch of noise, (batchsize, z_dim)."""
-
-    def points(self) -> Tensor:
-        """The next minibatch of the data set, (batchsize or target_batchsize, x_dim)."""
+from generative.rules import Count, Rate
 
 
 class Objective:
@@ -27,28 +16,31 @@ class Objective:
 
     Attributes
     ----------
-    defaults : dict
-        By field of Config, values for fields that the user leaves alone: what its authors use.
-    one_size : bool
-        Whether it takes as many data as samples in a minibatch, so no `target_batchsize`.
-    maps_source : bool
-        Whether its noise begins with a point of the source, so that z_dim is at least x_dim.
+    Settings : dataclass
+        The settings that only this objective reads, and its own defaults of those in Config (mostly
+        its authors'). A field without a default is one of Config that other objectives ignore.
     advice : str
         What to try if it diverges.
     parts : dict
         The optimisers and networks that it owns, by name: what a checkpoint keeps of it.
     """
 
-    defaults: ClassVar[dict[str, object]] = {}
-    one_size: ClassVar[bool] = False
-    maps_source: ClassVar[bool] = False
+    @dataclass(kw_only=True)
+    class Settings:
+        """No settings of its own."""
+
     advice: ClassVar[str] = "a smaller lr"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
-        self.config, self.generator, self.rng = config, generator, batches.rng
+        """`config` has the fields of Config and of the objective's own Settings."""
+        self.config, self.generator, self.batches = config, generator, batches
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {}
 
-    def update(self, batches: Batches) -> dict[str, Tensor]:
+    @classmethod
+    def check(cls, config, target) -> None:
+        """Refuse settings that do not fit a target, with a ValueError that names the field."""
+
+    def update(self) -> dict[str, Tensor]:
         """Learn from a minibatch: update the generator, after the critic if there is one.
 
         Returns 0-d tensors to log, "loss" among them; nothing is read back from the device.
@@ -56,7 +48,7 @@ class Objective:
         raise NotImplementedError
 
     def set_rates(self, factor: float) -> None:
-        """Learning rates that are this share of the first ones."""
+        """Learning rates that are `factor` times those of the settings."""
         for part in self.parts.values():
             if isinstance(part, torch.optim.Optimizer):
                 for group in part.param_groups:
@@ -73,13 +65,22 @@ class Objective:
 class CriticObjective(Objective):
     """An objective with a critic: `critic`, `critic_optimizer` and the generator's `optimizer`."""
 
+    @dataclass(kw_only=True)
+    class Settings(Objective.Settings):
+        """A critic's, and what is usual with one: a constant rate and independent minibatches."""
+
+        critic_lr: Rate = 1e-4  # the critic's learning rate
+        c_dim: Count = 128  # width of the critic's hidden layers
+        lr_factor: float = 1.0
+        stratified: bool = False
+
     advice: ClassVar = "a smaller lr or critic_lr"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
         self.critic = Critic(batches.data, config.c_dim, batches.rng)
         self.optimizer = self.make_optimizer(generator, config.lr)
-        self.critic_optimizer = self.make_optimizer(self.critic, config.critic_lr or config.lr)
+        self.critic_optimizer = self.make_optimizer(self.critic, config.critic_lr)
         self.parts = {
             "critic": self.critic,
             "optimizer": self.optimizer,

@@ -1,16 +1,17 @@
-"""The generator follows an entropic transport plan between minibatches."""
+"""The entropic transport cost, debiased or plain."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from exactot.costs import squared_distances
-from generative.objectives.ipot import Ipot
-from generative.objectives.objective import Batches
+from generative.objectives.plan import FollowPlan
+from generative.rules import Count, Flag, Scale
 
 
-class Sinkhorn(Ipot):
+class Sinkhorn(FollowPlan):
     """The entropic transport cost S(x, y), or the debiased S(x, y) - S(x, x) / 2 - S(y, y) / 2.
 
     S(x, y) = min <P, C> + reg KL(P | a b^T), the entropy included: for this the envelope gradient
@@ -19,22 +20,23 @@ class Sinkhorn(Ipot):
     through the iterations. S(x, x) depends on x twice, whence the factor 1 of its gradient here.
     """
 
-    advice: ClassVar = "a smaller lr or a larger reg"
-    defaults: ClassVar = {"num_proximal": 50}  # sweeps, in ten stages
+    @dataclass(kw_only=True)
+    class Settings(FollowPlan.Settings):
+        reg: Scale = 0.1  # regularisation, in units of squared distance (standard units)
+        debiased: Flag = True  # debias the cost; plain, its samples shrink
+        num_proximal: Count = 50  # sweeps for each plan, in ten stages
 
-    def update(self, batches: Batches) -> dict[str, Tensor]:
-        """`loss` is S(x, y), or its debiased form, at the iterations' dual variables."""
-        noise, y = batches.noise(), batches.points()
-        x = self.generator(noise)
-        points = x.detach()
-        plan, loss = self._entropic(points, y)
+    advice: ClassVar = "a smaller lr or a larger reg"
+
+    def destination(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The cost is S(x, y), or its debiased form, at the iterations' dual variables."""
+        plan, cost = self._entropic(x, y)
         destination = len(x) * (plan @ y)
         if self.config.debiased:
-            own, self_cost = self._entropic(points, points)
-            destination += points - len(x) * (own @ points)
-            loss = loss - self_cost / 2 - self._entropic(y, y)[1] / 2
-        self.follow(noise, x, destination)
-        return {"loss": loss}
+            own, self_cost = self._entropic(x, x)
+            destination += x - len(x) * (own @ x)
+            cost = cost - self_cost / 2 - self._entropic(y, y)[1] / 2
+        return destination, cost
 
     def _entropic(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The plan and the dual value, of `num_proximal` sweeps.

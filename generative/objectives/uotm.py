@@ -1,13 +1,16 @@
 """Unbalanced optimal transport maps: the generator moves a source onto most of the data."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from generative.objectives.objective import Batches, CriticObjective, descend
+from generative.batches import Batches
+from generative.objectives.objective import CriticObjective, descend
+from generative.rules import Count, Scale, Weight, one_of
 
 
 def _exponential(x: Tensor) -> Tensor:
@@ -36,23 +39,42 @@ class Uotm(CriticObjective):
     times for the same x and y, then T descends mean c - v(T).
     """
 
-    defaults: ClassVar = {"latent": "gaussian", "batchsize": 256, "penalty": 0.01}
-    maps_source: ClassVar = True
+    @dataclass(kw_only=True)
+    class Settings(CriticObjective.Settings):
+        latent: str = "gaussian"
+        batchsize: int = 256
+        n_critic: Count = 5  # steps of the potential for each of the map
+        conjugate: one_of(CONJUGATES) = "kl"  # price of unequal masses; linear: OTM
+        tau: Scale = 0.1  # weight of the transport cost
+        penalty: Weight = 0.01  # weight of the penalty on the potential's slope
+
     advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        self.dim = batches.data.shape[1]  # of the source and of the data
+
+    @classmethod
+    def check(cls, config, target) -> None:
+        if 0 < config.z_dim < target.dim:
+            raise ValueError(
+                f"z_dim: got {config.z_dim}; accepts {target.dim} or more: the noise begins "
+                f"with a point of the source"
+            )
 
     def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
-    def update(self, batches: Batches) -> dict[str, Tensor]:
+    def update(self) -> dict[str, Tensor]:
         """`loss` is the potential's: minus an estimate of the unbalanced transport cost, a lower
         bound of it where T is optimal for v.
         """
-        noise, y = batches.noise(), batches.points()
-        source = noise[:, : y.shape[1]]
+        noise, y = self.batches.noise(), self.batches.points()
+        source = noise[:, : self.dim]
         self.generator.requires_grad_(False)
         for _ in range(self.config.n_critic):
             loss = self.critic_step(source, noise, y)
-            noise = torch.cat((source, batches.noise()[:, y.shape[1] :]), 1)
+            noise = torch.cat((source, self.batches.noise()[:, self.dim :]), 1)
         self.generator.requires_grad_(True)
         self.critic.requires_grad_(False)
         samples = self.generator(noise)
@@ -68,12 +90,12 @@ class Uotm(CriticObjective):
         of_samples, of_y = self.critic(torch.cat((samples, y))).split((len(samples), len(y)))
         cost = self.cost(source, samples)
         loss = conjugate(of_samples - cost).mean() + conjugate(-of_y).mean()
-        steepness = self.steepness(noise, y.shape[1]) if penalty > 0 else 0.0
+        steepness = self.steepness(noise) if penalty > 0 else 0.0
         descend(self.critic_optimizer, loss + penalty * steepness)
         return loss.detach()
 
-    def steepness(self, noise: Tensor, dim: int) -> Tensor:
-        """mean |grad_x v(T(x, z))|^2, x the first `dim` coordinates of the noise.
+    def steepness(self, noise: Tensor) -> Tensor:
+        """mean |grad_x v(T(x, z))|^2, x being what the noise begins with.
 
         BatchNorm takes its running statistics here: with those of the minibatch the slope at a
         point would be about the others too.
@@ -83,7 +105,7 @@ class Uotm(CriticObjective):
         of_samples = self.critic(self.generator(noise))
         self.generator.train(mode)
         (slope,) = torch.autograd.grad(of_samples.sum(), noise, create_graph=True)
-        return slope[:, :dim].square().sum(1).mean()
+        return slope[:, : self.dim].square().sum(1).mean()
 
     def cost(self, source: Tensor, samples: Tensor) -> Tensor:
         return self.config.tau / 2 * (source - samples).square().sum(1)

@@ -1,11 +1,14 @@
 """Wasserstein GAN: a critic f that is kept Lipschitz estimates W1 from its dual."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from generative.objectives.objective import Batches, CriticObjective, descend
+from generative.batches import Batches
+from generative.objectives.objective import CriticObjective, descend
+from generative.rules import Count, Rate
 
 
 class WassersteinCritic(CriticObjective):
@@ -13,23 +16,25 @@ class WassersteinCritic(CriticObjective):
     -mean f(G(z)). What keeps the critic's slope bounded is left to those who inherit.
     """
 
-    one_size: ClassVar = True
+    @dataclass(kw_only=True)
+    class Settings(CriticObjective.Settings):
+        n_critic: Count = 5  # steps of the critic for each of the generator
 
-    def update(self, batches: Batches) -> dict[str, Tensor]:
+    def update(self) -> dict[str, Tensor]:
         """`loss` is the critic's estimate of the distance, in units of its slope; it is positive
         unless the critic lags behind.
         """
-        for _ in range(self.critic_steps(batches.updates)):
+        for _ in range(self.critic_steps()):
             with torch.no_grad():
-                x = self.generator(batches.noise())
-            loss = self.critic_step(x, batches.points())
+                x = self.generator(self.batches.noise())
+            loss = self.critic_step(x, self.batches.points())
         self.critic.requires_grad_(False)
-        descend(self.optimizer, -self.critic(self.generator(batches.noise())).mean())
+        descend(self.optimizer, -self.critic(self.generator(self.batches.noise())).mean())
         self.critic.requires_grad_(True)
         return {"loss": -loss}
 
-    def critic_steps(self, updates: int) -> int:
-        """How many before this update of the generator."""
+    def critic_steps(self) -> int:
+        """How many before the next update of the generator."""
         return self.config.n_critic
 
     def critic_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -51,14 +56,30 @@ class Wgan(WassersteinCritic):
     updates of the generator and before every 500th.
     """
 
-    defaults: ClassVar = {"lr": 5e-5, "batchsize": 64}
+    @dataclass(kw_only=True)
+    class Settings(WassersteinCritic.Settings):
+        lr: float = 5e-5
+        critic_lr: Rate = 5e-5  # the critic's learning rate
+        batchsize: int = 64
+        clip: Rate = 0.01  # largest weight of the critic
+
     advice: ClassVar = "a smaller lr, critic_lr or clip"
 
     def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(network.parameters(), lr=lr)
 
-    def critic_steps(self, updates: int) -> int:
-        return 100 if updates < 25 or updates % 500 == 0 else self.config.n_critic
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        self.updates = 0  # of the generator
+
+    def update(self) -> dict[str, Tensor]:
+        logged = super().update()
+        self.updates += 1
+        return logged
+
+    def critic_steps(self) -> int:
+        at_first = self.updates < 25 or self.updates % 500 == 0
+        return 100 if at_first else self.config.n_critic
 
     def critic_step(self, x: Tensor, y: Tensor) -> Tensor:
         loss = super().critic_step(x, y)
@@ -66,3 +87,10 @@ class Wgan(WassersteinCritic):
             for weight in self.critic.parameters():
                 weight.clamp_(-self.config.clip, self.config.clip)
         return loss
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.updates = state["updates"]

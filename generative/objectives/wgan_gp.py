@@ -1,11 +1,13 @@
 """Wasserstein GAN with a gradient penalty."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from generative.objectives.wgan import WassersteinCritic
+from generative.rules import Weight
 
 
 class WganGp(WassersteinCritic):
@@ -14,12 +16,17 @@ class WganGp(WassersteinCritic):
     those of its toy experiments, but for the width of the critic, 512 there.
     """
 
-    defaults: ClassVar = {"batchsize": 256, "latent": "gaussian"}
+    @dataclass(kw_only=True)
+    class Settings(WassersteinCritic.Settings):
+        batchsize: int = 256
+        latent: str = "gaussian"
+        penalty: Weight = 0.1  # weight of the penalty on slopes of the critic other than 1
+
     advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
 
     def penalty(self, x: Tensor, y: Tensor) -> Tensor:
         """penalty * mean (|grad f| - 1)^2 at one point between each sample and a datum."""
-        share = torch.rand(len(x), 1, generator=self.rng, device=x.device, dtype=x.dtype)
+        share = torch.rand(len(x), 1, generator=self.batches.rng, device=x.device, dtype=x.dtype)
         between = torch.lerp(x, y, share).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         # Where f is flat the norm has no derivative; the small term keeps it from being NaN.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from generative.checkpoints import (
+from generative.runs import (
     claimed,
     load_checkpoint,
     new_run_folder,

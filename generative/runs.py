@@ -1,5 +1,7 @@
-"""What a run stands on: its folder, files that are whole or not there, and an orderly stop."""
+"""What a run stands on: its device, its folder, files that are whole or not there, and an orderly
+stop."""
 
+import csv
 import io
 import json
 import os
@@ -13,6 +15,26 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+
+
+def device_name(name: str) -> str:
+    """The device of that name, "auto" being a GPU if there is one; ValueError if it is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.Generator(name).device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
+    return name
+
+
+def summary_writer() -> type:
+    """TensorBoard's, an optional requirement; ValueError if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard: it is not installed; pip install tensorboard") from None
+    return SummaryWriter
 
 
 def new_run_folder(parent: str | Path, name: str) -> Path:
@@ -121,6 +143,14 @@ def write_json(path: str | Path, content: dict) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(text)
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> None:
+    """Write rows, which may lack some of the last one's columns."""
+    with written_whole(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextmanager

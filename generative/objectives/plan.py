@@ -1,0 +1,56 @@
+"""The generator follows a transport plan between minibatches; no critic.
+
+With the plan P held fixed (envelope theorem; Theorem B.1 of the IPOT paper) the gradient of the
+transport cost <P, C>, C the squared distances, is 2 (x_i / n - sum_j P_ij y_j) for each point.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from generative.batches import Batches
+from generative.objectives.objective import Objective, descend
+from generative.rules import Scale, integers
+
+
+class FollowPlan(Objective):
+    """Each point x_i of a minibatch moves to where a plan sends it; those who inherit say where.
+
+    The squared distances to the destinations d_i have the envelope gradient at the first x. Their
+    pull is bounded, as in Huber's loss: the few points whose mode changes from plan to plan would
+    drown the others, and end between the modes.
+    """
+
+    @dataclass(kw_only=True)
+    class Settings(Objective.Settings):
+        updates_per_plan: integers(0) = 0  # updates on each plan; 0: 5 on the line, otherwise 16
+        huber: Scale = 0.05  # distance (standard units) from which a destination pulls no stronger
+
+    def __init__(self, config, generator: nn.Module, batches: Batches):
+        super().__init__(config, generator, batches)
+        self.optimizer = torch.optim.Adam(
+            generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
+        )
+        self.parts = {"optimizer": self.optimizer}
+        on_line = batches.data.shape[1] == 1  # where a generator is soon as good as its plan
+        self.updates = config.updates_per_plan or (5 if on_line else 16)
+
+    def update(self) -> dict[str, Tensor]:
+        """`loss` is the transport cost between the minibatches."""
+        noise, y = self.batches.noise(), self.batches.points()
+        x = self.generator(noise)
+        destination, cost = self.destination(x.detach(), y)
+        for step in range(self.updates):
+            x = self.generator(noise) if step else x
+            descend(self.optimizer, bounded_squares(x - destination, self.config.huber).mean())
+        return {"loss": cost}
+
+    def destination(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each point of x (n, d) goes, (n, d), and the transport cost, for y (n, d)."""
+        raise NotImplementedError
+
+
+def bounded_squares(z: Tensor, reach: float) -> Tensor:
+    """Squared lengths of vectors z (n, d), shape (n,), which grow linearly beyond `reach`."""
+    return 2 * reach * ((z.square().sum(1) + reach**2).sqrt() - reach)
