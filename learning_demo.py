@@ -8,7 +8,7 @@
 
 Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
 the generator turns noise into points x, IPOT finds the cheapest plan P that moves them onto a
-minibatch y of the target, and the gradient of the transport cost trains the generator. Other
+minibatch y of the target, and the generator follows the plan. Other
 objectives are there to compare; each is a short file in generative/objectives.
 """
 
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from generative import plots
-from generative.batches import Batches, Noise, noise_of
-from generative.display import Display, has_window
+from generative.batches import Batches, Noise, noise_of, stream
+from generative.display import Display, due_after, has_window
 from generative.metrics import Yardstick, mode_shares
 from generative.networks import linear, mirror
 from generative.objectives import OBJECTIVES
@@ -58,7 +58,7 @@ from generative.targets import Target
 
 STATISTICS = 20000  # noise for the sampler's BatchNorm
 SHOWN = 20000  # samples in a figure
-CHUNK = 2**16  # samples that are made at once
+CHUNK = 2**14  # samples that are made at once, so few that caches hold them
 
 
 @settings
@@ -73,7 +73,7 @@ class Config:
     # ring, grid, moons, swiss-roll, checkerboard
     data_size: int = 50000  # samples in the data set
     batchsize: int = 512  # samples in a minibatch
-    lr: float = 1e-4  # Adam's learning rate at the end of the run
+    lr: float = 1e-4  # learning rate at the end of the run
     epochs: int = 1000  # training rounds
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
@@ -83,7 +83,7 @@ class Config:
     # assignment, assignment-fast, uotm
     steps_per_epoch: int = 1  # minibatches in a round
     lr_factor: float = 200.0  # learning rates start at this multiple and fall to lr; 1: constant
-    stratified: bool = True  # spread a minibatch's noise and data evenly: plans with less chance
+    stratified: bool = True  # spread a minibatch's noise and data evenly
     average: float = 0.9  # decay per round of the average of weights that samples are drawn with
     latent: str = "uniform"  # noise: uniform in [-1, 1], or gaussian
     z_dim: int = 0  # dimensions of the noise; 0: those of a sample, but at least 2
@@ -91,7 +91,7 @@ class Config:
     seed: int = 0  # one seed for data, weights and noise
     device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
     output_dir: str = "outputs"  # each run makes a folder of its own in here
-    resume: str = ""  # folder of a run to go on with; its own settings apply, but epochs may grow
+    resume: str = ""  # folder of a run to go on with; its own settings apply; epochs may grow
     show: bool = True  # show the fit while it trains, in a window or a notebook
     tensorboard: bool = False  # write scalars and the fit for TensorBoard too
 
@@ -146,8 +146,8 @@ class Generator(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0, stratified: bool = False) -> Tensor:
         """n samples (n, x_dim), independent unless `stratified`, on the generator's device."""
-        rng = torch.Generator(self.mean.device).manual_seed(seed)
-        return torch.cat([self(z) for z in self.noise(n, rng, stratified).split(CHUNK)])
+        noise = self.noise(n, stream(seed, 5, self.mean.device), stratified)
+        return torch.cat([self(z) for z in noise.split(CHUNK)])
 
 
 @unaffected
@@ -199,7 +199,7 @@ class Training:
 
     def new_rng(self, number: int) -> torch.Generator:
         """Random numbers by the run's seed: 0 for training, others for what it must not see."""
-        return torch.Generator(self.device).manual_seed(self.config.seed + number)
+        return stream(self.config.seed, number, self.device)
 
     def run_epoch(self) -> None:
         """`steps_per_epoch` minibatches, at rates that fall linearly from epoch to epoch."""
@@ -229,7 +229,7 @@ class Training:
         for name, mean in means.items():
             if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
-        sample = partial(self.sampler().sample, seed=self.config.seed + 2)
+        sample = partial(self.sampler().sample, seed=self.config.seed)
         x = sample(SHOWN)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
@@ -243,14 +243,14 @@ class Training:
         return self.sampler()(lines.flatten(0, 1)).view(lines.shape).cpu().numpy()
 
     def title(self, row: dict) -> str:
-        """Of the figure that belongs to a row of the history."""
+        """The title of the figure for a row of the history."""
         verdict = plots.verdict(row | self.yardstick.reference, self.target)
         return f"{data_name(self.config)}, epoch {row['epoch']}: {verdict}"
 
     def metrics(self) -> dict:
-        """What the generator is worth, and in `yardstick.reference` what no other would be."""
+        """How far the generator is from the target, beside what it could reach at best."""
         yardstick = Yardstick(self.target, self.batches.data, self.new_rng(3), full=True)
-        sample = partial(self.sampler().sample, seed=self.config.seed + 3)
+        sample = partial(self.sampler().sample, seed=self.config.seed)
         found = yardstick.measure(sample) | yardstick.reference
         if self.target.centres is not None:
             found |= mode_shares(sample(SHOWN), self.target)
@@ -352,7 +352,7 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
             run.evaluate()
             show(with_figure=True)
         while run.epoch < config.epochs:
-            due = _is_due(run.epoch + 1, config)
+            due = due_after(run.epoch + 1, config.epochs, config.plot_interval)
             try:
                 run.run_epoch()
                 if due:
@@ -373,19 +373,6 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
         return _finish(run, folder, started, display)
 
 
-def _is_due(epoch: int, config: Config) -> str:
-    """What an epoch ends with: a "figure", a "look" at the fit, or nothing ("").
-
-    Figures are spaced geometrically until the first that `plot_interval` asks for.
-    """
-    gap = max(1, config.plot_interval // 5)
-    if epoch in (1, config.epochs) or epoch % config.plot_interval == 0:
-        return "figure"
-    if epoch < gap and epoch.bit_count() == 1:  # powers of two
-        return "figure" if epoch.bit_length() % 2 else "look"
-    return "" if epoch % gap else "look"
-
-
 def _finish(run: Training, folder: Path, started: float, display: Display) -> dict:
     """The final figures, tables and weights."""
     config, target = run.config, run.target
@@ -394,7 +381,7 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     save_checkpoint(folder / "generator.pt", run.weights())
 
     name, verdict = data_name(config), plots.verdict(metrics, target)
-    x = run.sampler().sample(SHOWN, config.seed + 3)
+    x = run.sampler().sample(SHOWN, config.seed)
     display.fit.show(plots.frame(x.cpu().numpy(), target), f"{name}: {verdict}")
     display.refresh()
     plots.save_figure(display.fit.figure, folder / "final.png")
@@ -407,6 +394,7 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     plots.save_animation(run.frames, titles, target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     write_json(folder / "metrics.json", metrics)
+    display.progress.close()
     print(f"{folder}: {verdict}, in {metrics['seconds']:.0f} s; see {folder / 'final.png'}")
     return metrics
 

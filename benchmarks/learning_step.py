@@ -6,8 +6,8 @@
 IPOT here and as published train the same network on the same minibatches in one process, one loop
 after the other, in several runs. A round of the published loop is a plan by 50 iterations with
 constant steps, as in its own script, and an update of the generator. A round of ours is a plan by
-`num_proximal` iterations with growing steps and five updates. The table has the median and the
-quartiles of a run's milliseconds, and the median of the runs' ratios.
+`num_proximal` iterations with growing steps and `updates_per_plan` updates. The table has the
+median and the quartiles of a run's milliseconds, and the median of the runs' ratios.
 """
 
 import time
@@ -65,8 +65,8 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     settings = Settings(data_type=config.data_type, device="cpu")
     steps = {
-        f"ours, {settings.num_proximal} iterations, 5 updates": _ours,
-        f"published loop, {PUBLISHED} iterations, 1 update": _published,
+        f"ours, {settings.num_proximal} iterations": _ours,
+        f"published loop, {PUBLISHED} iterations": _published,
     }
     times = {name: [] for name in steps}
     for _ in tqdm(range(config.runs), leave=False):

@@ -4,7 +4,7 @@
     python -m benchmarks.objectives --objectives ipot --targets ring grid --seconds 120
 
 Every cell of the table trains the same network from scratch for `seconds` of wall-clock time on one
-thread, and is then measured on fresh samples. A cell that is in the output folder already is not
+thread, and is then measured. A cell that is in the output folder already is not
 run again, so that a run that was stopped goes on where it was. On the line the distance is W1 to
 the law, its reference that of the training set; on the plane it is W2 to fresh samples, and the
 reference the two-sample distance. The settings of the objectives that follow plans were tuned on
@@ -118,7 +118,7 @@ def table(cells: list[dict]) -> list[dict]:
             {
                 "objective": objective,
                 "target": target,
-                "distance": f"W{TARGETS[target].dim}",
+                "distance": plots.headline(TARGETS[target]).upper(),
                 "mean": float(np.mean(distances)),
                 "spread": float(np.ptp(distances)),
                 "over reference": float(np.mean(ratios)),

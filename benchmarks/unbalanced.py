@@ -106,7 +106,7 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     objective = Uotm(settings, generator, batches)
     steps = settings.epochs * (settings.data_size // settings.batchsize)
     for step in range(steps):
-        objective.set_rates(1 - (1 - settings.lr_factor) * step / steps)
+        objective.set_rates(1 + (settings.lr_factor - 1) * (1 - step / steps))
         objective.update()
         averaged.update_parameters(generator)
     return averaged.module

@@ -6,22 +6,34 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 LATENTS = ("uniform", "gaussian")
+MOST = 6  # dimensions in which a lattice is even
 
 
-def lattice(n: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Points (n, dim) that fill the unit cube evenly: a lattice with a random shift (Cranley,
-    Patterson 1976), so that each of them is uniform.
+def stream(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """One of many independent streams of random numbers that a seed gives."""
+    state = np.random.SeedSequence((seed, number)).generate_state(1)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def stratified(n: int, dim: int, rng: torch.Generator) -> Tensor:
+    """Points (n, dim) that fill the unit cube evenly, each of them uniform.
 
     Independent noise has gaps and clusters, for which minibatch plans move points between modes.
-    The steps are powers of the root r of x^(dim + 1) = x + 1, the golden ratio for dim = 1.
+    In up to six dimensions the points are a lattice with a random shift (Cranley, Patterson 1976).
+    Its steps are powers of the root r of x^(dim + 1) = x + 1, the golden ratio for dim = 1. In more
+    dimensions they are a Latin hypercube (McKay, Beckman, Conover 1979): each coordinate has one
+    point in each of n equal parts of the interval.
     """
+    kind = {"generator": rng, "device": rng.device, "dtype": torch.float64}
+    if dim > MOST:
+        parts = torch.rand(n, dim, **kind).argsort(0)
+        return ((parts + torch.rand(n, dim, **kind)) / n).float()
     r = 1.5
     for _ in range(60):
         r = (1 + r) ** (1 / (dim + 1))
     steps = r ** -torch.arange(1, dim + 1, dtype=torch.float64, device=rng.device)
-    shift = torch.rand(dim, generator=rng, dtype=torch.float64, device=rng.device)
     count = torch.arange(n, dtype=torch.float64, device=rng.device)[:, None]
-    return torch.frac(count * steps + shift).float()
+    return torch.frac(count * steps + torch.rand(dim, **kind)).float()
 
 
 class Noise:
@@ -37,10 +49,10 @@ class Noise:
     def __init__(self, latent: str, dim: int, centres: Tensor | None = None, sigma: float = 0.0):
         self.latent, self.dim, self.centres, self.sigma = latent, dim, centres, sigma
 
-    def __call__(self, n: int, rng: torch.Generator, stratified: bool = False) -> Tensor:
-        """Noise (n, dim), float32, on the generator's device."""
+    def __call__(self, n: int, rng: torch.Generator, even: bool = False) -> Tensor:
+        """Noise (n, dim), float32, on the device of rng; independent, or stratified if `even`."""
         kind = {"generator": rng, "device": rng.device, "dtype": torch.float32}
-        uniform = lattice(n, self.dim, rng) if stratified else None
+        uniform = stratified(n, self.dim, rng) if even else None
         if self.latent == "uniform":
             return 2 * (torch.rand(n, self.dim, **kind) if uniform is None else uniform) - 1
         if uniform is None:
@@ -64,7 +76,7 @@ def noise_of(config, dim: int) -> Noise:
     """The noise of a run's settings; it needs no data."""
     if config.latent != "gaussians":
         return Noise(config.latent, dim)
-    own = torch.Generator().manual_seed(config.seed + 4)  # the same centres on all devices
+    own = stream(config.seed, 6)  # on the CPU, so that centres are the same on all devices
     centres = torch.randn(config.latent_centres, dim, generator=own, dtype=torch.float32)
     return Noise(config.latent, dim, centres, config.latent_sigma)
 

@@ -29,6 +29,20 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+def due_after(epoch: int, epochs: int, interval: int) -> str:
+    """What an epoch ends with: a "figure", a "look" at the fit, or nothing ("").
+
+    Looks are spaced geometrically at first, and from then on by a fifth of the interval between
+    figures.
+    """
+    gap = max(1, interval // 5)
+    if epoch in (1, epochs) or epoch % interval == 0:
+        return "figure"
+    if epoch < gap and epoch.bit_count() == 1:  # powers of two
+        return "figure" if epoch.bit_length() % 2 else "look"
+    return "" if epoch % gap else "look"
+
+
 class Display:
     """The fit's figure, shown wherever there is a place for it, and the progress of a run.
 
@@ -52,7 +66,7 @@ class Display:
         self.fit = plots.fit_plot(target, _window() if self.window else plots.new_figure())
         if self.window:
             self.fit.figure.show()
-        self.events = summary_writer()(events, purge_step=done + 1) if events else None
+        self.events = summary_writer()(events, purge_step=done + (done > 0)) if events else None
         self.progress = tqdm(total=epochs, initial=done, unit="epoch")
 
     def __enter__(self) -> "Display":

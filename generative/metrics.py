@@ -15,10 +15,10 @@ from exactot import solve_sample
 from generative.targets import Target
 
 POINTS = 1000  # for exact plans in more than one dimension
-QUICK = 500  # the same, during a training
+QUICK = 300  # the same, during a training
 FEW = 500  # for the distances between all of them
 MANY = 5000  # samples in a set on the line
-PAIRS = 20  # of sets, for a mean and its standard deviation
+PAIRS = 12  # of sets, for a mean and its standard deviation
 FEW_PAIRS = 5  # the same, during a training
 NODES = 10**6  # of the midpoint rule, and samples that are held against a law
 FEW_NODES = 2**16  # the same, during a training
@@ -130,7 +130,7 @@ class Yardstick:
     data : tensor (data_size, d)
         The training set, in standard units.
     rng : torch.Generator
-        Draws the fresh samples, 20 pairs of sets (5 if not `full`).
+        Draws the fresh samples, 12 pairs of sets (5 if not `full`).
     full : bool
         Whether to take all of METRICS, with many samples; otherwise W1 and W2, with few.
 

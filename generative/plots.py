@@ -225,10 +225,9 @@ def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
     epochs, to_law = [row["epoch"] for row in history], name + "_data" in reference
     to = "to the law" if to_law else "to fresh samples"
     drawn = []
-    for other, color in sorted((("w1", "0.6"), ("w2", "0.6")), key=lambda pair: pair[0] != name):
+    for other, color in ((name, GENERATED), ("w2" if name == "w1" else "w1", "0.6")):
         distances = [row[other] / unit for row in history]
         drawn += distances
-        color = GENERATED if other == name else color
         right.plot(epochs, distances, color=color, label=f"{other.upper()} {to}")
     level = reference[name + ("_data" if to_law else "_two_sample")] / unit
     label = f"{name.upper()} of the training set" if to_law else f"two-sample {name.upper()}"

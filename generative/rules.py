@@ -51,3 +51,10 @@ Count = integers(1)
 Rate = numbers(0, 1e6)  # a learning rate
 Weight = numbers(0, 1e6, with_low=True)  # of a penalty
 Scale = numbers(1e-9, 1e9)  # a step, a temperature, a weight of a cost
+
+
+def with_rule(kind: Any) -> Any:
+    """A field's type with the rule that it carries or, for a plain type, that of its values."""
+    if hasattr(kind, "__metadata__"):
+        return kind
+    return {int: integers(-(2**62)), float: numbers(-1e300, 1e300), bool: Flag, str: Text}[kind]

@@ -22,8 +22,8 @@ def device_name(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=torch.Generator(name).device)
-    except (RuntimeError, AssertionError):
+        torch.empty(0, dtype=torch.float64, device=torch.Generator(name).device)
+    except (RuntimeError, AssertionError, TypeError):  # TypeError: a device without float64
         raise ValueError(f"device: got {name!r}; accepts auto, cpu or a GPU present here") from None
     return name
 

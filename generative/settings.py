@@ -22,7 +22,18 @@ import tyro
 
 from generative.batches import LATENTS
 from generative.objectives import OBJECTIVES
-from generative.rules import Count, Flag, Rate, Rule, Scale, Text, integers, numbers, one_of
+from generative.rules import (
+    Count,
+    Flag,
+    Rate,
+    Rule,
+    Scale,
+    Text,
+    integers,
+    numbers,
+    one_of,
+    with_rule,
+)
 from generative.runs import device_name, summary_writer
 from generative.targets import TARGETS, Target, from_file
 
@@ -63,21 +74,26 @@ def settings(config: type) -> type:
     """
 
     def new(cls, **fields):
-        _check_lines(config)
-        objective = plain(fields.get("objective", config.objective))
+        _check_lines(cls)
+        objective = plain(fields.get("objective", cls.objective))
         _refuse("objective", objective, TYPES["objective"])
-        kind = _kind(config, objective) if cls is config else cls
+        kind = cls
+        if not hasattr(cls, "own"):
+            kind = _kind(cls, objective, OBJECTIVES[objective].Settings)
+        elif objective != cls.objective:
+            raise ValueError(f"objective: got {objective!r}; write Config(objective={objective!r})")
         for name in fields:
-            if name not in {field.name for field in dataclasses.fields(kind)}:
-                raise ValueError(no_such_field(name, objective))
+            _known(kind, name)
         return object.__new__(kind)
 
-    def keep_plain(self):
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, plain(getattr(self, field.name)))
+    def assign(self, name, value):
+        _known(type(self), name)
+        if name == "objective" and plain(value) != type(self).objective:
+            raise ValueError(f"objective: got {value!r}; write Config(objective={value!r})")
+        object.__setattr__(self, name, plain(value))
 
-    config.__new__, config.__post_init__ = new, keep_plain
-    config.__reduce__ = lambda self: (_made, (config, dataclasses.asdict(self)))
+    config.__new__, config.__setattr__ = new, assign
+    config.__reduce__ = lambda self: (_made, (type(self).__base__, dataclasses.asdict(self)))
     return dataclass(kw_only=True)(config)
 
 
@@ -86,35 +102,39 @@ def _made(config: type, fields: dict) -> Any:
     return config(**fields)
 
 
+def _known(kind: type, name: str) -> None:
+    """ValueError if these settings have no such field."""
+    if name not in {field.name for field in dataclasses.fields(kind)}:
+        raise ValueError(no_such_field(name, kind.objective))
+
+
 @functools.cache
-def _kind(config: type, objective: str) -> type:
+def _kind(config: type, objective: str, own: type) -> type:
     """Config with the live fields of an objective, each with its default, its rule and its help."""
-    own = OBJECTIVES[objective].Settings
     hints = get_type_hints(own, include_extras=True)
     comments = _comments(config) | _comments(own)
-    fields = {}
-    for name in TYPES:
-        if name in hints or name not in _of_some_objectives():
-            fields[name] = TYPES[name], getattr(config, name)
-        else:  # a field no longer
-            fields[name] = ClassVar[Any], None
-    for field in dataclasses.fields(own):
-        kind, default = fields.get(field.name, (None, None))
-        if hasattr(hints[field.name], "__metadata__"):  # with a rule of its own
-            kind = hints[field.name]
-        fields[field.name] = kind, default if field.default is MISSING else field.default
-    fields["objective"] = TYPES["objective"], objective
+    defaults = {field.name: field.default for field in dataclasses.fields(own)}
+    lines = {name: getattr(own, name) for cls in own.__mro__[:-1] for name in vars(cls)}
+    for name, value in lines.items():
+        if name[0] != "_" and name not in hints:
+            raise ValueError(
+                f"{own.__qualname__}: write `{name}: {type(value).__name__} = {value!r}`"
+            )
+    fields = []
+    for name in [*TYPES, *(name for name in hints if name not in TYPES)]:
+        if name not in hints and name in _of_some_objectives():
+            fields.append((name, ClassVar[Any], None))  # a field no longer
+            continue
+        kind, default = TYPES.get(name), defaults.get(name, MISSING)
+        if kind is None or hasattr(hints.get(name), "__metadata__"):
+            kind = with_rule(hints[name])
+        if default is MISSING:
+            default = objective if name == "objective" else getattr(config, name)
+        kind = Annotated[kind, tyro.conf.arg(help=comments.get(name))]
+        fields.append((name, kind, default))
+    namespace = {"__doc__": config.__doc__, "__module__": config.__module__, "own": own}
     return dataclasses.make_dataclass(
-        config.__name__,
-        [
-            (name, Annotated[kind, tyro.conf.arg(help=comments.get(name))], default)
-            if kind != ClassVar[Any]
-            else (name, kind, default)
-            for name, (kind, default) in fields.items()
-        ],
-        bases=(config,),
-        namespace={"__doc__": config.__doc__, "__module__": config.__module__},
-        kw_only=True,
+        config.__name__, fields, bases=(config,), namespace=namespace, kw_only=True
     )
 
 
@@ -146,7 +166,14 @@ def _comments(settings: type) -> dict[str, str]:
 
 def _check_lines(config: type) -> None:
     """Refuse lines of Config that are missing, renamed or of a wrong type."""
-    lines = {name for name in {**vars(config), **config.__annotations__} if name[0] != "_"}
+    if hasattr(config, "own"):  # it was made of lines that have been checked
+        return
+    lines = {
+        name
+        for cls in config.__mro__[:-1]
+        for name in {**vars(cls), **inspect.get_annotations(cls)}
+        if name[0] != "_"
+    }
     for name in sorted(lines - set(TYPES)):
         raise ValueError(f"Config has a line for {name}, which is no setting{_did_you_mean(name)}")
     for name, kind in TYPES.items():
@@ -165,13 +192,14 @@ def _check_lines(config: type) -> None:
 
 def _fitting(value: object, kind: Any) -> int | float | None:
     """The number that was meant, as by '10' or 10.0 for an integer; None if there is none."""
-    if kind.__origin__ not in (int, float):
+    if kind.__origin__ not in (int, float) or isinstance(value, bool):
         return None
     try:
         number = kind.__origin__(value)
-    except (TypeError, ValueError):
+        same = number == float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if _rule(kind).holds(number) else None
+    return number if same and _rule(kind).holds(number) else None
 
 
 def _rule(kind: Any) -> Rule:
@@ -243,6 +271,8 @@ def from_command_line(config: type, description: str) -> Any:
         if word.startswith("--"):
             raise ValueError(no_such_field(name.removeprefix("no_"), default.objective))
         raise ValueError(f"{word!r} on the command line belongs to no setting")
+    if said.resume:
+        refuse_changes(found, default)
     return found
 
 
@@ -287,20 +317,32 @@ def settled(config: Any) -> tuple[Any, Target]:
     if not config.resume:
         return config, check(config)
     saved = saved_config(type(config).__base__, config.resume)
-    for name, kept in dataclasses.asdict(saved).items():
-        given = getattr(config, name, None)
-        # Data elsewhere and another device are compared with the checkpoint.
-        if name not in FREE and given != kept:
-            raise ValueError(
-                f"{name}: got {given!r}, but the run in {config.resume} has {kept!r}; "
-                f"a resumed run keeps its settings"
-            )
+    if type(saved) is type(config):  # what is as in Config is as in the run
+        said = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if getattr(config, field.name) != field.default
+        }
+        config = dataclasses.replace(saved, **{"show": config.show, **said})
+    refuse_changes(config, saved)
     target = check(config)
     if config.epochs < saved.epochs:
         raise ValueError(
             f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
         )
     return config, target
+
+
+def refuse_changes(config: Any, saved: Any) -> None:
+    """ValueError if settings to go on with differ from those of the run where they must not."""
+    for name, kept in dataclasses.asdict(saved).items():
+        given = getattr(config, name, None)
+        # Data elsewhere and another device are compared with the checkpoint.
+        if name not in FREE and given != kept:
+            raise ValueError(
+                f"{name}: got {given!r}, but the run in {saved.resume} has {kept!r}; "
+                f"a resumed run keeps its settings"
+            )
 
 
 def check(config: Any) -> Target:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import generative.settings
 from generative.objectives import OBJECTIVES
-from generative.settings import TYPES, settings
+from generative.objectives.objective import Objective
+from generative.settings import TYPES, check, settings
 from learning_demo import Config, main, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +149,7 @@ def test_lines_without_annotations_work_like_the_others(monkeypatch, tmp_path):
             text=True,
         )  # fmt: skip
 
-    assert "--lr FLOAT Adam's learning rate" in " ".join(script("--help").stdout.split())
+    assert "--lr FLOAT learning rate at the end" in " ".join(script("--help").stdout.split())
     found = script("--data-size", "300", "--lr", "0.5")
     assert found.returncode == 0 and (tmp_path / "outputs" / "gaussian" / "metrics.json").exists()
 
@@ -156,6 +158,8 @@ def test_lines_without_annotations_work_like_the_others(monkeypatch, tmp_path):
     "changes, message",
     [
         ({"epochs": "10"}, r"epochs: got '10'; accepts .*; write `epochs: int = 10`"),
+        ({"epochs": float("inf")}, r"epochs: got inf; .*write `epochs: int = ` with one of these"),
+        ({"epochs": 10.5}, r"epochs: got 10\.5; .*write `epochs: int = ` with one of these"),
         ({"epochs": 10.0}, r"epochs: got 10\.0; .*; write `epochs: int = 10`"),
         ({"lr": "fast"}, r"lr: got 'fast'; accepts .*; write `lr: float = ` with one of these"),
         ({"show": "no"}, r"show: got 'no'; accepts True or False"),
@@ -167,6 +171,50 @@ def test_lines_that_do_not_fit_get_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         lines(**changes)()
     assert "\n" not in str(error.value)
+
+
+def test_settings_stay_those_of_their_objective():
+    config = Config()
+    with pytest.raises(ValueError, match=r"write Config\(objective='wgan'\)"):
+        dataclasses.replace(config, objective="wgan")
+    with pytest.raises(ValueError, match=r"write Config\(objective='wgan'\)"):
+        config.objective = "wgan"
+    with pytest.raises(ValueError, match=r"epoch: there is no such setting; did you mean epochs\?"):
+        config.epoch = 5
+    config.epochs = 5
+    assert dataclasses.replace(config, lr=1.0).epochs == 5
+
+
+def test_a_class_that_extends_config_is_one():
+    class Mine(Config):
+        epochs = 10
+
+    config = Mine(objective="wgan")
+    assert (config.epochs, config.lr, config.clip) == (10, 5e-5, 0.01)
+    assert isinstance(config, Mine) and pickle.loads(pickle.dumps(Config(epochs=3))).epochs == 3
+
+
+def test_own_fields_of_a_new_objective(monkeypatch):
+    class Simple(Objective):
+        @dataclasses.dataclass(kw_only=True)
+        class Settings(Objective.Settings):
+            momentum: float = 0.9  # of a kind without a rule
+
+    monkeypatch.setitem(OBJECTIVES, "simple", Simple)
+    assert Config(objective="simple").momentum == 0.9
+    with pytest.raises(ValueError, match="momentum: got 'a'; accepts numbers"):
+        check(Config(objective="simple", momentum="a"))
+    Simple.Settings.decay = 0.5
+    monkeypatch.setitem(OBJECTIVES, "other", type("Other", (Simple,), {}))
+    with pytest.raises(ValueError, match=r"Settings: write `decay: float = 0\.5`"):
+        generative.settings._kind.cache_clear()
+        Config(objective="other")
+
+
+def test_a_run_is_resumed_from_python(tmp_path):
+    first = train(Config(**SMALL | {"epochs": 2}, g_dim=8, output_dir=str(tmp_path)))
+    again = train(Config(resume=str(tmp_path / "gaussian"), epochs=4, show=False))
+    assert (first["steps"], again["steps"]) == (2, 4)
 
 
 def test_numbers_of_a_kind_that_fits_are_taken():

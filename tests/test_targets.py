@@ -145,15 +145,16 @@ def test_kl_between_gaussians(d):
 def test_mmd_between_gaussians():
     """On the line, for a kernel exp(-r^2 / (2 h^2)), the mean of k(X, Y) is closed."""
     x, y, shift, scale = two_gaussians(1)
-    points = torch.cat((x[:500], y[:500]))
+    points = torch.cat((x[:1000], y[:1000]))
     h = float(torch.pdist(points).median())
 
     def mean(variance, distance):
         return h / (h**2 + variance) ** 0.5 * np.exp(-(distance**2) / (2 * (h**2 + variance)))
 
     exact = mean(2, 0) + mean(2 * scale**2, 0) - 2 * mean(1 + scale**2, shift)
-    assert mmd(x, y) == pytest.approx(exact, abs=0.02)
-    assert abs(mmd(x[:500], x[500:1000])) < 0.01
+    parts = [slice(k, k + 500) for k in range(0, 5000, 500)]
+    assert np.mean([mmd(x[k], y[k]) for k in parts]) == pytest.approx(exact, abs=0.01)
+    assert abs(np.mean([mmd(x[k], x.flip(0)[k]) for k in parts[:5]])) < 0.005
 
 
 # --------------------------------------------------------------------------- distances to a law
@@ -225,7 +226,7 @@ def test_two_sample_distances_are_means_over_pairs(monkeypatch):
     target = TARGETS["ring"]
     found = yardstick(target)
     pairs = [wasserstein_distances(x, y)[1] for x, y in found.pairs]
-    assert len(pairs) == 20 and len(found.pairs[0][0]) == 300
+    assert len(pairs) == 12 and len(found.pairs[0][0]) == 300
     assert found.reference["w2_two_sample"] == pytest.approx(np.mean(pairs))
     assert found.reference["w2_two_sample_sd"] == pytest.approx(np.std(pairs, ddof=1))
     rng = torch.Generator().manual_seed(1)

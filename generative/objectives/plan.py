@@ -1,7 +1,9 @@
 """The generator follows a transport plan between minibatches; no critic.
 
 With the plan P held fixed (envelope theorem; Theorem B.1 of the IPOT paper) the gradient of the
-transport cost <P, C>, C the squared distances, is 2 (x_i / n - sum_j P_ij y_j) for each point.
+transport cost <P, C>, C the squared distances, is 2 / n (x_i - d_i) for each point, where
+d_i = n sum_j P_ij y_j is its destination. The generator descends this gradient, whose length is
+bounded for each point.
 """
 
 from dataclasses import dataclass
@@ -15,17 +17,16 @@ from generative.rules import Scale, integers
 
 
 class FollowPlan(Objective):
-    """Each point x_i of a minibatch moves to where a plan sends it; those who inherit say where.
+    """Each point x_i of a minibatch moves to its destination d_i, which subclasses choose.
 
-    The squared distances to the destinations d_i have the envelope gradient at the first x. Their
-    pull is bounded, as in Huber's loss: the few points whose mode changes from plan to plan would
-    drown the others, and end between the modes.
+    The pull of a destination is bounded, as in Huber's loss. A few points change their mode from
+    plan to plan. Their squared distances would drown the others, and draw them between the modes.
     """
 
     @dataclass(kw_only=True)
     class Settings(Objective.Settings):
         updates_per_plan: integers(0) = 0  # updates on each plan; 0: 5 on the line, otherwise 16
-        huber: Scale = 0.05  # distance (standard units) from which a destination pulls no stronger
+        huber: Scale = 0.05  # distance (standard units) beyond which a destination pulls no more
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
@@ -33,7 +34,7 @@ class FollowPlan(Objective):
             generator.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True
         )
         self.parts = {"optimizer": self.optimizer}
-        on_line = batches.data.shape[1] == 1  # where a generator is soon as good as its plan
+        on_line = batches.data.shape[1] == 1
         self.updates = config.updates_per_plan or (5 if on_line else 16)
 
     def update(self) -> dict[str, Tensor]:
