@@ -99,7 +99,7 @@ def trained(settings: Settings, target: Target, source: Target | None) -> Genera
     batches = Toy(settings, target, fixed)
     generator = Generator(Noise("gaussian", Z_DIM), settings.g_dim, 1)
     generator.initialise(batches.data, batches.rng)
-    # Statistics of minibatches would blur what the potential sees of a map.
+    # With statistics of minibatches the potential would see a map that changes with its neighbours.
     update_bn([batches.noise() for _ in range(50)], generator)
     generator.eval()
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)).eval()

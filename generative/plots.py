@@ -240,7 +240,8 @@ def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
     right.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
     right.legend(frameon=False)
     for axes in (left, right):
-        axes.set_xscale("symlog", linthresh=1)  # figures are spaced geometrically at first
+        axes.set_xscale("symlog", linthresh=1)  # looks are spaced geometrically at first
+        axes.set_xlim(0, max(1, epochs[-1]))
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

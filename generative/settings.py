@@ -159,7 +159,7 @@ def _comments(settings: type) -> dict[str, str]:
             source = inspect.getsource(cls)
         except (OSError, TypeError):  # written where no file is
             continue
-        for name, comment in re.findall(r"^ +(\w+)\b[^#\n]*  # (.+(?:\n +# .+)*)$", source, re.M):
+        for name, comment in re.findall(r"^ +(\w+)\b[^#\n]* # (.+(?:\n +# .+)*)$", source, re.M):
             found[name] = re.sub(r"\n +# ", " ", comment)
     return found
 

@@ -22,10 +22,10 @@ class Assignment(CriticObjective):
     with squared distance: semi-discrete transport, whose dual variable psi is a network.
 
     In a round samples are assigned to j = argmin psi(y_j) + 0.1 |G(z) - y_j|^2 over all data, n_j
-    of them to y_j, and psi descends mean_j psi(y_j) - sum_j n_j psi(y_j) / sum_j n_j, which makes
-    points that are taken too often dearer. After `n_critic` rounds the generator walks once through
-    the pairs of the last round and descends |G(z) - y_j|^2; an update is a minibatch of this walk.
-    Rounds grow from a fifth of the data set to ten times.
+    of them to y_j, and psi descends mean_j psi(y_j) - sum_j n_j psi(y_j) / sum_j n_j, which raises
+    the price of points that are taken too often. After `n_critic` rounds the generator walks once
+    through the pairs of the last round and descends |G(z) - y_j|^2; an update is a minibatch of
+    this walk. Rounds grow from a fifth of the data set to ten times.
 
     psi starts at zero, so that the first samples go to their nearest data.
     """
