@@ -78,12 +78,9 @@ def trained(change: str, target: str, seed: int, epochs: int) -> dict:
     while run.epoch < epochs:
         run.run_epoch()
         run.logged.clear()
-    seconds, metrics, name = (
-        time.perf_counter() - started,
-        run.metrics(),
-        plots.headline(run.target),
-    )
-    reference = metrics.get(name + "_data", metrics.get(name + "_two_sample"))
+    seconds = time.perf_counter() - started
+    metrics, name = run.metrics(), plots.headline(run.target)
+    reference = plots.reference_of(metrics, run.target)
     row = {
         "target": target,
         "change": change,

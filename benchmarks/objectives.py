@@ -75,9 +75,9 @@ def run_cell(objective: str, target: str, seed: int, seconds: float) -> dict:
     if not bool(x.isfinite().all()):
         found["failed"] = found["failed"] or "samples are not finite"
         return found
-    metrics, name = run.metrics(), plots.headline(run.target)
-    found["distance"] = metrics[name]
-    found["reference"] = metrics.get(name + "_data", metrics.get(name + "_two_sample"))
+    metrics = run.metrics()
+    found["distance"] = metrics[plots.headline(run.target)]
+    found["reference"] = plots.reference_of(metrics, run.target)
     found |= {key: metrics[key] for key in ("modes", "modes_found") if key in metrics}
     return found | {"frame": plots.frame(x.cpu().numpy(), run.target).tolist()}
 

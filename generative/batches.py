@@ -6,7 +6,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 LATENTS = ("uniform", "gaussian")
-MOST = 6  # dimensions in which a lattice is even
+MOST = 6  # dimensions in which a lattice fills the cube evenly
 
 
 def stream(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -15,7 +15,7 @@ def stream(seed: int, number: int, device: torch.device | str = "cpu") -> torch.
     return torch.Generator(device).manual_seed(int(state[0]))
 
 
-def stratified(n: int, dim: int, rng: torch.Generator) -> Tensor:
+def stratified_points(n: int, dim: int, rng: torch.Generator) -> Tensor:
     """Points (n, dim) that fill the unit cube evenly, each of them uniform.
 
     Independent noise has gaps and clusters, for which minibatch plans move points between modes.
@@ -49,10 +49,10 @@ class Noise:
     def __init__(self, latent: str, dim: int, centres: Tensor | None = None, sigma: float = 0.0):
         self.latent, self.dim, self.centres, self.sigma = latent, dim, centres, sigma
 
-    def __call__(self, n: int, rng: torch.Generator, even: bool = False) -> Tensor:
-        """Noise (n, dim), float32, on the device of rng; independent, or stratified if `even`."""
+    def __call__(self, n: int, rng: torch.Generator, stratified: bool = False) -> Tensor:
+        """Noise (n, dim), float32, on the device of rng; independent unless `stratified`."""
         kind = {"generator": rng, "device": rng.device, "dtype": torch.float32}
-        uniform = stratified(n, self.dim, rng) if even else None
+        uniform = stratified_points(n, self.dim, rng) if stratified else None
         if self.latent == "uniform":
             return 2 * (torch.rand(n, self.dim, **kind) if uniform is None else uniform) - 1
         if uniform is None:

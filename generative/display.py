@@ -60,9 +60,9 @@ class Display:
     """
 
     def __init__(self, target: Target, epochs: int, done: int, show: bool, events: Path | None):
-        self.window = show and not in_notebook() and has_window()
-        self.cell = None
         self.notebook = show and in_notebook()
+        self.window = show and not self.notebook and has_window()
+        self.cell = None  # the notebook's picture
         self.fit = plots.fit_plot(target, _window() if self.window else plots.new_figure())
         if self.window:
             self.fit.figure.show()

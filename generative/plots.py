@@ -200,14 +200,20 @@ def headline(target: Target) -> str:
     return "w1" if target.dim == 1 else "w2"
 
 
+def reference_of(found: dict, target: Target) -> float:
+    """What that distance compares with: the training set's, or the two-sample distance."""
+    name = headline(target)
+    return found[name + ("_data" if name + "_data" in found else "_two_sample")]
+
+
 def verdict(found: dict, target: Target) -> str:
     """A distance and what it compares with, in words; both are in the data's units."""
-    name = headline(target)
+    name, level = headline(target), f"{reference_of(found, target):.3g}"
     distance = f"{name.upper()} {found[name]:.3g}"
     if name + "_data" in found:
-        return f"{distance} to the law (its training set {found[name + '_data']:.3g})"
-    mean, sd = found[name + "_two_sample"], found[name + "_two_sample_sd"]
-    return f"{distance} to fresh samples (two-sample distance {mean:.3g} ± {sd:.2g})"
+        return f"{distance} to the law (its training set {level})"
+    sd = found[name + "_two_sample_sd"]
+    return f"{distance} to fresh samples (two-sample distance {level} ± {sd:.2g})"
 
 
 def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
@@ -229,7 +235,7 @@ def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
         distances = [row[other] / unit for row in history]
         drawn += distances
         right.plot(epochs, distances, color=color, label=f"{other.upper()} {to}")
-    level = reference[name + ("_data" if to_law else "_two_sample")] / unit
+    level = reference_of(reference, target) / unit
     label = f"{name.upper()} of the training set" if to_law else f"two-sample {name.upper()}"
     right.axhline(level, color=TARGET, linestyle=":", label=label)
     if not to_law:

@@ -70,7 +70,7 @@ FREE = ("epochs", "show", "tensorboard", "data_path", "device")
 def settings(config: type) -> type:
     """Make a class of values one of settings: a dataclass whose instances know their objective.
 
-    These raise ValueError if a line of the class or a field cannot be used.
+    Making an instance raises ValueError if a line of the class or a field cannot be used.
     """
 
     def new(cls, **fields):
@@ -102,9 +102,14 @@ def _made(config: type, fields: dict) -> Any:
     return config(**fields)
 
 
+def _names(settings: Any) -> set[str]:
+    """The fields of settings, or of their class."""
+    return {field.name for field in dataclasses.fields(settings)}
+
+
 def _known(kind: type, name: str) -> None:
     """ValueError if these settings have no such field."""
-    if name not in {field.name for field in dataclasses.fields(kind)}:
+    if name not in _names(kind):
         raise ValueError(no_such_field(name, kind.objective))
 
 
@@ -215,20 +220,14 @@ def _refuse(name: str, value: object, kind: Any) -> None:
 
 def no_such_field(name: str, objective: str) -> str:
     """Why an objective has no such setting, and which ones do."""
-    having = [
-        other
-        for other, cls in OBJECTIVES.items()
-        if name in {field.name for field in dataclasses.fields(cls.Settings)}
-    ]
+    having = [other for other, cls in OBJECTIVES.items() if name in _names(cls.Settings)]
     if having:
         return f"{name}: {objective} has no such setting; it belongs to {', '.join(having)}"
     return f"{name}: there is no such setting{_did_you_mean(name)}"
 
 
 def _did_you_mean(name: str) -> str:
-    known = {*TYPES}.union(
-        *({f.name for f in dataclasses.fields(o.Settings)} for o in OBJECTIVES.values())
-    )
+    known = {*TYPES}.union(*(_names(cls.Settings) for cls in OBJECTIVES.values()))
     close = difflib.get_close_matches(name, sorted(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -372,7 +371,7 @@ def data_name(config: Any) -> str:
 
 def own_defaults(config: Any) -> str:
     """In words, the objective's defaults that a run uses in place of those of Config."""
-    base, live = type(config).__base__, {field.name for field in dataclasses.fields(config)}
+    base, live = type(config).__base__, _names(config)
     own = [
         f"{name} {getattr(config, name)}"
         for name in TYPES

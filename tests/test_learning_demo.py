@@ -60,20 +60,6 @@ def history(folder):
     return np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
 
 
-def test_config_keeps_the_published_fields():
-    config = Config()
-    published = {
-        "data_type": "gaussian",
-        "data_size": 50000,
-        "batchsize": 512,
-        "lr": 1e-4,
-        "epochs": 1000,
-        "beta": 0.05,
-        "plot_interval": 200,
-    }
-    assert {name: getattr(config, name) for name in published} == published
-
-
 def test_generator_is_the_published_network():
     generator = Generator(Noise("uniform", 3), 128, 2)
     kinds = [type(layer).__name__ for layer in generator.layers]

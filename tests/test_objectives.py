@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import kl_div
 
 import learning_demo
-from generative.batches import Batches, Noise, noise_of, stratified
+from generative.batches import Batches, Noise, noise_of, stratified_points
 from generative.networks import Critic
 from generative.objectives import OBJECTIVES
 from generative.objectives.assignment import PAIRS, cheapest
@@ -279,12 +279,12 @@ def test_stratified_points_are_even(n, dim, seed):
     """Each point is uniform over the shifts; a half of the cube misses its share of points by
     less than it does with independent ones, whose share has standard deviation 1 / sqrt(4 n)."""
     rng = torch.Generator().manual_seed(seed)
-    u = torch.stack([stratified(n, dim, rng) for _ in range(30)])
+    u = torch.stack([stratified_points(n, dim, rng) for _ in range(30)])
     assert u.shape == (30, n, dim) and u.dtype == torch.float32
     assert 0 <= float(u.min()) and float(u.max()) <= 1
     missed = (u < 0.5).float().mean(1) - 0.5
     assert float(missed.square().mean().sqrt()) < 0.8 / (4 * n) ** 0.5
-    firsts = torch.cat([stratified(1, dim, rng) for _ in range(2000)])
+    firsts = torch.cat([stratified_points(1, dim, rng) for _ in range(2000)])
     assert float((firsts - 0.5).mean(0).abs().max()) < 0.03
 
 
@@ -295,12 +295,12 @@ def test_stratified_noise_has_the_law_of_the_other(latent, variance):
     rng = torch.Generator().manual_seed(0)
     centres = torch.randn(4000, 2, generator=rng) if latent == "gaussians" else None
     noise = Noise(latent, 2, centres, 0.1)
-    z = torch.cat([noise(4096, rng, even=True) for _ in range(5)])
-    assert not torch.equal(noise(10, rng, even=True), noise(10, rng, even=True))
+    z = torch.cat([noise(4096, rng, stratified=True) for _ in range(5)])
+    assert not torch.equal(noise(10, rng, stratified=True), noise(10, rng, stratified=True))
     torch.testing.assert_close(z.var(0), torch.full((2,), variance * 1.0), atol=0.07, rtol=0)
     assert float(z.mean(0).abs().max()) < 0.05
     if latent != "gaussians":  # whose centres are drawn at random
-        means = torch.stack([noise(4096, rng, even=True).mean(0) for _ in range(20)])
+        means = torch.stack([noise(4096, rng, stratified=True).mean(0) for _ in range(20)])
         assert float(means.abs().max()) < 0.5 * (variance / 4096) ** 0.5  # independent: 2.5
 
 
