@@ -478,9 +478,9 @@ class _Iteration:
         a, b = own(self.problem.a), own(self.problem.b)
         w, w_last = own((-self.psi).exp()), own((-self.psi_last).exp())
         restart = None if self.warm else own((-self.g / cost.beta).exp())
-        losses, drift = [], own(self.drift.exp())
+        losses, drift, sums = [], own(self.drift.exp()), {}
         v = b / w
-        for step, growth in enumerate(self.momenta(steps)):
+        for step, growth in enumerate(self.momenta(steps), 1):
             # `extrapolated` for B = b / w, written so that a weight of zero stays zero.
             change = w_last / w if self.warm else restart
             v = v * (change if growth == 1 else (change / drift) ** growth * drift)
@@ -490,16 +490,15 @@ class _Iteration:
                 u = a / row
                 w = cost.dot_transposed(u)
                 v = b / w
+            if is_looked_at(step, steps):
+                sums[step] = row, w
             if self.losses is not None:
                 losses.append(cost.of_scalings(u, v))
-            if step + 1 < steps:
+            if step < steps:
                 cost.grow()
         phi, psi, psi_last = (tensor(-log64(x)) for x in (row, w, w_last))
-        # Entries at the kernel's floor must not matter: they carry exp(top - limit) of the mass.
-        top = torch.where(self.problem.a > 0, phi, -math.inf).amax(-1)
-        top = top + torch.where(self.problem.b > 0, psi, -math.inf).amax(-1)
         in_range = torch.cat((phi, psi, psi_last), -1).isfinite().all()
-        in_range &= top.amax() <= _limit(cost.C.dtype) - 20
+        in_range &= self.floor_is_low(sums, steps)
         if losses:
             in_range &= torch.stack(losses).isfinite().all()
             self.losses.extend(losses if in_range else [])
@@ -508,6 +507,22 @@ class _Iteration:
             self.plan = lambda: cost.scaled_kernel(u, v)
             self.row_sums = lambda: tensor(u * cost.dot(v))
         return bool(in_range)
+
+    def floor_is_low(self, sums: dict[int, tuple[Array, Array]], steps: int) -> Tensor:
+        """Whether entries at the kernel's floor do not matter, by the sums that steps divided by.
+
+        They carry exp(top - floor) of the mass. The floor falls with s, to exp(-limit) at the last
+        step: an earlier step can reach its own floor where the last one does not.
+        """
+        top = 0.0
+        for weights, x in zip((self.problem.a, self.problem.b), zip(*sums.values())):
+            x = tensor(np.stack(x)) if self.cost.numpy else torch.stack(x)
+            top = top - torch.where(weights > 0, x, math.inf).amin(-1).double().log()
+        done = torch.tensor(list(sums), dtype=top.dtype, device=top.device)
+        done = done.view(-1, *(1 for _ in top.shape[1:]))
+        s, ds = self.s[..., 0], self.ds[..., 0]
+        floor = _limit(self.cost.C.dtype) * (s + done * ds) / (s + steps * ds)
+        return (top <= floor - (floor / 4).clamp_max(20)).all()
 
     def in_logarithms(self, steps: int) -> None:
         """`steps` iterations in the log domain and float64: slower, and safe for every beta."""
@@ -650,6 +665,11 @@ class _Cost:
         scratch, _ = self.space
         f = next_below(torch.sub(self.C, g[..., None, :], out=scratch).amin(-1))
         return f, next_below(torch.sub(self.C, f[..., :, None], out=scratch).amin(-2))
+
+
+def is_looked_at(step: int, steps: int) -> bool:
+    """Whether a step of a block is one of some 16 that are checked, among them the last one."""
+    return (steps - step) % (1 + steps // 16) == 0
 
 
 def _limit(dtype: torch.dtype) -> float:

@@ -13,7 +13,7 @@ import ot
 import pytest
 import torch
 from conftest import clouds, cost_range, exact_value, random_problem, rough_problems
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ipot
@@ -384,6 +384,8 @@ def test_rounding_takes_tensors_and_batches_and_refuses_negative_plans():
 # -------------------------------------------------------------------------------------- ipot_WD
 
 
+# A block of steps whose kernel is too small in the middle, and large enough at both ends.
+@example(13, 13, 7, 10.0**-1.90625, 1, True, 53, 1e-6, 1.0)
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 10**6),
