@@ -22,6 +22,7 @@ import learning_demo
 from benchmarks.published import initialise
 from benchmarks.table import machine, show, write_csv
 from generative import plots
+from generative.process import unaffected
 from generative.settings import settled
 from learning_demo import Config as Settings
 from learning_demo import Generator, Training
@@ -69,6 +70,7 @@ def generator_of(change: str):
         learning_demo.Generator = Generator
 
 
+@unaffected
 def trained(change: str, target: str, seed: int, epochs: int) -> dict:
     """A row of the table."""
     config = Settings(data_type=target, seed=seed, epochs=epochs, **CHANGES[change])

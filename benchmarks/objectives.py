@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.objectives import OBJECTIVES
+from generative.process import unaffected
 from generative.runs import written_whole
 from generative.settings import settled
 from generative.targets import TARGETS
@@ -54,6 +55,7 @@ def settings(objective: str, target: str, seed: int) -> Settings:
     return Settings(objective=objective, **changes)
 
 
+@unaffected
 def run_cell(objective: str, target: str, seed: int, seconds: float) -> dict:
     """Train and measure."""
     torch.set_num_threads(1)

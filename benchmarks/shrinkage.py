@@ -21,6 +21,7 @@ from benchmarks.table import machine, show, write_csv
 from exactot.costs import squared_distances
 from generative import plots
 from generative.objectives.ipot import Ipot
+from generative.process import unaffected
 from generative.settings import settled
 from learning_demo import Config as Settings
 from learning_demo import Training
@@ -48,6 +49,7 @@ class UnscaledIpot(Ipot):
         )
 
 
+@unaffected
 def standard_deviation(config: Config, **changes) -> float:
     """Of 50,000 samples over that of the data."""
     settings = Settings(

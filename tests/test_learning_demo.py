@@ -461,6 +461,7 @@ def process():
         (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), np.geterr()),
         list(warnings.filters),
         signal.getsignal(signal.SIGINT),
+        torch.tensor(2e-308, dtype=torch.float64, device="cpu").div(2).tolist(),  # or flushed to 0
     )
 
 
