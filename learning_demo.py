@@ -84,7 +84,7 @@ class Config:
     steps_per_epoch: int = 1  # minibatches in a round
     lr_factor: float = 200.0  # learning rates start at this multiple and fall to lr; 1: constant
     stratified: bool = True  # spread a minibatch's noise and data evenly
-    average: float = 0.9  # decay per round of the average of weights that samples are drawn with
+    average: float = 0.95  # decay per round of the weights' average that samples are drawn with
     latent: str = "uniform"  # noise: uniform in [-1, 1], or gaussian
     z_dim: int = 0  # dimensions of the noise; 0: those of a sample, but at least 2
     g_dim: int = 128  # width of the generator's first hidden layer; the second has half

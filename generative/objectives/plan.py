@@ -25,7 +25,7 @@ class FollowPlan(Objective):
 
     @dataclass(kw_only=True)
     class Settings(Objective.Settings):
-        updates_per_plan: integers(0) = 0  # updates on each plan; 0: 5 on the line, otherwise 16
+        updates_per_plan: integers(0) = 0  # updates on each plan; 0: 7 on the line, otherwise 16
         huber: Scale = 0.05  # distance (standard units) beyond which a destination pulls no more
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
@@ -35,7 +35,7 @@ class FollowPlan(Objective):
         )
         self.parts = {"optimizer": self.optimizer}
         on_line = batches.data.shape[1] == 1
-        self.updates = config.updates_per_plan or (5 if on_line else 16)
+        self.updates = config.updates_per_plan or (7 if on_line else 16)
 
     def update(self) -> dict[str, Tensor]:
         """`loss` is the transport cost between the minibatches."""
