@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from generative import plots
 from generative.batches import Batches, Noise, noise_of, stream
 from generative.display import Display, due_after, has_window
+from generative.generators import Sampler
 from generative.metrics import Yardstick, mode_shares
 from generative.networks import linear, mirror
 from generative.objectives import OBJECTIVES
@@ -58,7 +59,6 @@ from generative.targets import Target
 
 STATISTICS = 20000  # noise for the sampler's BatchNorm
 SHOWN = 20000  # samples in a figure
-CHUNK = 2**14  # samples that are made at once, so few that caches hold them
 
 
 @settings
@@ -80,7 +80,7 @@ class Config:
 
     data_path: str = ""  # your own data instead: a .npy file, an array of shape (n, d)
     objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp,
-    # assignment, assignment-fast, uotm
+    # assignment, assignment-fast, uotm, ot-cfm
     steps_per_epoch: int = 1  # minibatches in a round
     lr_factor: float = 200.0  # learning rates start at this multiple and fall to lr; 1: constant
     stratified: bool = True  # spread a minibatch's noise and data evenly
@@ -96,18 +96,14 @@ class Config:
     tensorboard: bool = False  # write scalars and the fit for TensorBoard too
 
 
-class Generator(nn.Module):
-    """Noise to samples: three linear layers with BatchNorm and LeakyReLU between them.
+class Generator(Sampler):
+    """Three linear layers with BatchNorm and LeakyReLU between them.
 
     Weights come from :meth:`initialise` or a file.
-
-    The data's mean and standard deviation scale the output. Samples are in the units of these two:
-    the target's standard units in training, the data's own, in float64, with those of generator.pt.
     """
 
     def __init__(self, noise: Noise, g_dim: int, x_dim: int):
-        super().__init__()
-        self.noise = noise
+        super().__init__(noise, x_dim)
         self.layers = nn.Sequential(
             linear(noise.dim, g_dim),
             nn.BatchNorm1d(g_dim, dtype=torch.float32),
@@ -117,15 +113,13 @@ class Generator(nn.Module):
             nn.LeakyReLU(0.2),
             linear(g_dim // 2, x_dim),
         )
-        self.register_buffer("mean", torch.zeros(x_dim, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(x_dim, dtype=torch.float64))
 
-    def initialise(self, data: Tensor, rng: torch.Generator) -> None:
-        """Weights for data (n, x_dim), whose mean and standard deviation the output takes.
+    def initialise_weights(self, rng: torch.Generator) -> None:
+        """Xavier normal weights in mirrored pairs, which make the first map linear.
 
-        Xavier normal weights are mirrored: neurons come in pairs of opposite sign, which makes the
-        first map linear ("looks linear", Balduzzi et al. 2017). A random map folds the noise, and
-        training does not unfold it. BatchNorm's offsets spread the neurons' kinks over the noise.
+        Neurons come in pairs of opposite sign ("looks linear", Balduzzi et al. 2017). A random map
+        folds the noise, and training does not unfold it. BatchNorm's offsets spread the neurons'
+        kinks over the noise.
         """
         first, norm, _, second, other_norm, _, last = self.layers
         for layer in (first, second, last):
@@ -136,22 +130,20 @@ class Generator(nn.Module):
         outputs = (first.weight, norm.bias, second.weight, other_norm.bias)
         for weights in (*outputs, second.weight.T, last.weight.T):
             mirror(weights)
-        self.mean, self.std = data.mean(0), data.std(0)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Noise (n, z_dim) to samples (n, x_dim)."""
-        return self.mean + self.std * self.layers(z)
+    def standard(self, z: Tensor) -> Tensor:
+        return self.layers(z)
 
-    @unaffected
-    @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, stratified: bool = False) -> Tensor:
-        """n samples (n, x_dim), independent unless `stratified`, on the generator's device."""
-        noise = self.noise(n, stream(seed, 5, self.mean.device), stratified)
-        return torch.cat([self(z) for z in noise.split(CHUNK)])
+
+def new_generator(config: Config, x_dim: int) -> Sampler:
+    """The network that the objective trains, for data (n, x_dim); its weights are not set."""
+    noise = noise_of(config, config.z_dim or max(2, x_dim))
+    own = OBJECTIVES[config.objective].make_generator(config, noise, x_dim)
+    return own or Generator(noise, config.g_dim, x_dim)
 
 
 @unaffected
-def load_generator(folder: str | Path, device: str = "auto") -> Generator:
+def load_generator(folder: str | Path, device: str = "auto") -> Sampler:
     """The generator of a finished run; its samples are float64, in the units of the run's data.
 
     The data are not needed.
@@ -163,9 +155,7 @@ def load_generator(folder: str | Path, device: str = "auto") -> Generator:
     """
     device = torch.device(device_name(device))
     weights = load_checkpoint(Path(folder) / "generator.pt", device)
-    g_dim, z_dim = weights["layers.0.weight"].shape
-    noise = noise_of(saved_config(Config, folder), z_dim)
-    generator = Generator(noise, g_dim, len(weights["mean"]))
+    generator = new_generator(saved_config(Config, folder), len(weights["mean"]))
     generator.load_state_dict(weights, assign=True)
     return generator.eval()
 
@@ -181,12 +171,12 @@ class Training:
         self.device = torch.device(device_name(config.device))
         rng = self.new_rng(0)
         data = target.draw(config.data_size, rng)
-        noise = noise_of(config, config.z_dim or max(2, target.dim))
-        self.generator = Generator(noise, config.g_dim, target.dim).to(self.device)
+        self.generator = new_generator(config, target.dim).to(self.device)
         self.generator.initialise(data, rng)
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
+        noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
         self.yardstick = Yardstick(target, data, self.new_rng(2), full=False)
@@ -210,7 +200,7 @@ class Training:
             self.logged.append(self.objective.update())
         self.averaged.update_parameters(self.generator)
 
-    def sampler(self) -> Generator:
+    def sampler(self) -> Sampler:
         """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.
 
         BatchNorm's own running statistics lag behind the weights and spoil the samples.

@@ -3,12 +3,13 @@
     python -m benchmarks.objectives
     python -m benchmarks.objectives --objectives ipot --targets ring grid --seconds 120
 
-Every cell of the table trains the same network from scratch for `seconds` of wall-clock time on one
-thread, and is then measured. A cell that is in the output folder already is not
-run again, so that a run that was stopped goes on where it was. On the line the distance is W1 to
+Every cell of the table trains the same network (ot-cfm its velocity) from scratch for `seconds` of
+wall-clock time on one thread, and is then measured. A cell that is in the output folder already is
+not run again, so that a run that was stopped goes on where it was. On the line the distance is W1 to
 the law, its reference that of the training set; on the plane it is W2 to fresh samples, and the
 reference the two-sample distance. The settings of the objectives that follow plans were tuned on
-the mixture and on the grid; those of the others are their authors'.
+the mixture and on the grid, those of ot-cfm on the ring and on the grid. Those of the others are
+their authors'.
 """
 
 import json
@@ -156,8 +157,8 @@ def draw_fits(config: Config, cells: list[dict], path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=8)
     figure.suptitle(
         "Fits after equal time, and the distance to the target over its reference.\n"
-        "The settings of ipot, ipot-exact and sinkhorn were tuned on mixture and grid, the others' "
-        "are their authors'.",
+        "The settings of ipot, ipot-exact and sinkhorn were tuned on mixture and grid, those of "
+        "ot-cfm on ring and grid; the others' are their authors'.",
         fontsize=10,
     )
     labels = ["generated samples", "target"]

@@ -4,6 +4,7 @@ from generative.objectives.assignment import Assignment, AssignmentFast
 from generative.objectives.ipot import Ipot
 from generative.objectives.ipot_exact import IpotExact
 from generative.objectives.objective import Objective
+from generative.objectives.ot_cfm import OtCfm
 from generative.objectives.sinkhorn import Sinkhorn
 from generative.objectives.uotm import Uotm
 from generative.objectives.wgan import Wgan
@@ -18,4 +19,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "assignment": Assignment,
     "assignment-fast": AssignmentFast,
     "uotm": Uotm,
+    "ot-cfm": OtCfm,
 }

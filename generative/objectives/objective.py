@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from generative.batches import Batches
+from generative.batches import Batches, Noise
+from generative.generators import Sampler
 from generative.networks import Critic
 from generative.rules import Count, Rate
 
@@ -39,6 +40,10 @@ class Objective:
     @classmethod
     def check(cls, config, target) -> None:
         """Refuse settings that do not fit a target, with a ValueError that names the field."""
+
+    @classmethod
+    def make_generator(cls, config, noise: Noise, x_dim: int) -> Sampler | None:
+        """The network that the objective needs, if that is not the usual one."""
 
     def update(self) -> dict[str, Tensor]:
         """Learn from a minibatch: update the generator, after the critic if there is one.

@@ -1,0 +1,99 @@
+"""What all generators share, and one that follows a velocity."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from generative.batches import Noise, stream
+from generative.networks import initialise, linear
+from generative.process import unaffected
+
+CHUNK = 2**14  # samples that are made at once, so few that caches hold them
+FREQUENCIES = 8  # of the time that a velocity is given
+
+
+class Sampler(nn.Module):
+    """A network that turns noise into samples.
+
+    The data's mean and standard deviation scale the output. Samples are in the units of these two:
+    the target's standard units in training, the data's own, in float64, with those of generator.pt.
+
+    Attributes
+    ----------
+    noise : Noise
+        What it turns into samples.
+    mean, std : float64 tensors (x_dim,)
+    """
+
+    def __init__(self, noise: Noise, x_dim: int):
+        super().__init__()
+        self.noise = noise
+        self.register_buffer("mean", torch.zeros(x_dim, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(x_dim, dtype=torch.float64))
+
+    def initialise(self, data: Tensor, rng: torch.Generator) -> None:
+        """First weights, for data (n, x_dim) whose mean and standard deviation the output takes."""
+        self.initialise_weights(rng)
+        self.mean, self.std = data.mean(0), data.std(0)
+
+    @abstractmethod
+    def initialise_weights(self, rng: torch.Generator) -> None:
+        """First weights of a network whose output has mean 0 and standard deviation 1."""
+
+    @abstractmethod
+    def standard(self, z: Tensor) -> Tensor:
+        """Noise (n, z_dim) to samples (n, x_dim) less the mean, over the standard deviation."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Noise (n, z_dim) to samples (n, x_dim)."""
+        return self.mean + self.std * self.standard(z)
+
+    @unaffected
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, stratified: bool = False) -> Tensor:
+        """n samples (n, x_dim), independent unless `stratified`, on the generator's device."""
+        noise = self.noise(n, stream(seed, 5, self.mean.device), stratified)
+        return torch.cat([self(z) for z in noise.split(CHUNK)])
+
+
+class Flow(Sampler):
+    """Points that start as noise and follow a velocity v(x, t) from t = 0 to 1, by midpoint steps.
+
+    The velocity is a network with residual blocks, each of LayerNorm, SiLU and a linear layer. It
+    is 0 at first, so that the flow leaves the noise where it is.
+    """
+
+    def __init__(self, noise: Noise, g_dim: int, x_dim: int, steps: int, blocks: int = 3):
+        super().__init__(noise, x_dim)
+        self.steps = steps
+        self.first = linear(x_dim + 2 * FREQUENCIES, g_dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(g_dim, dtype=torch.float32), nn.SiLU(), linear(g_dim, g_dim))
+            for _ in range(blocks)
+        )
+        self.last = nn.Sequential(
+            nn.LayerNorm(g_dim, dtype=torch.float32), nn.SiLU(), linear(g_dim, x_dim)
+        )
+
+    def initialise_weights(self, rng: torch.Generator) -> None:
+        initialise(self, rng)
+        nn.init.zeros_(self.last[-1].weight)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """At points x (n, x_dim) and times t (n, 1), shape (n, x_dim)."""
+        octaves = 2.0 ** torch.arange(FREQUENCIES, device=t.device, dtype=t.dtype)
+        angle = math.pi / 2 * t * octaves
+        h = self.first(torch.cat((x, angle.sin(), angle.cos()), 1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h)
+
+    def standard(self, z: Tensor) -> Tensor:
+        x, dt = z[:, : len(self.mean)], 1 / self.steps
+        for step in range(self.steps):
+            t = torch.full_like(x[:, :1], step * dt)
+            middle = x + dt / 2 * self.velocity(x, t)
+            x = x + dt * self.velocity(middle, t + dt / 2)
+        return x
