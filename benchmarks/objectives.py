@@ -5,8 +5,8 @@
 
 Every cell of the table trains the same network (ot-cfm its velocity) from scratch for `seconds` of
 wall-clock time on one thread, and is then measured. A cell that is in the output folder already is
-not run again, so that a run that was stopped goes on where it was. On the line the distance is W1 to
-the law, its reference that of the training set; on the plane it is W2 to fresh samples, and the
+not run again, so that a run that was stopped goes on where it was. On the line the distance is W1
+to the law, its reference that of the training set; on the plane it is W2 to fresh samples, and the
 reference the two-sample distance. The settings of the objectives that follow plans were tuned on
 the mixture and on the grid, those of ot-cfm on the ring and on the grid. Those of the others are
 their authors'.
