@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from generative import plots
 from generative.batches import Batches, Noise, noise_of, stream
 from generative.display import Display, due_after, has_window
-from generative.generators import Sampler
+from generative.generators import ImageGenerator, Sampler
 from generative.metrics import Yardstick, mode_shares
 from generative.networks import linear, mirror
 from generative.objectives import OBJECTIVES
@@ -70,7 +70,8 @@ class Config:
     """
 
     data_type: str = "gaussian"  # target: uniform, gaussian, mixture, outlier; on the plane
-    # ring, grid, moons, swiss-roll, checkerboard
+    # ring, grid, moons, swiss-roll, checkerboard; images digits, mnist, fashion-mnist, cifar10,
+    # folder
     data_size: int = 50000  # samples in the data set
     batchsize: int = 512  # samples in a minibatch
     lr: float = 1e-4  # learning rate at the end of the run
@@ -78,7 +79,8 @@ class Config:
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
 
-    data_path: str = ""  # your own data instead: a .npy file, an array of shape (n, d)
+    data_path: str = ""  # your own data instead: a .npy file of points (n, d), or of images
+    # (n, h, w) or (n, h, w, c); an .npz file of images and labels
     objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp,
     # assignment, assignment-fast, uotm, ot-cfm
     steps_per_epoch: int = 1  # minibatches in a round
@@ -135,10 +137,14 @@ class Generator(Sampler):
         return self.layers(z)
 
 
-def new_generator(config: Config, x_dim: int) -> Sampler:
-    """The network that the objective trains, for data (n, x_dim); its weights are not set."""
+def new_generator(config: Config, x_dim: int, shape: tuple[int, ...] | None) -> Sampler:
+    """The network that the objective trains, for data (n, x_dim), which are images if they have a
+    shape (c, h, w); its weights are not set.
+    """
     noise = noise_of(config, config.z_dim or max(2, x_dim))
     own = OBJECTIVES[config.objective].make_generator(config, noise, x_dim)
+    if shape and not own:
+        return ImageGenerator(noise, config.g_dim, shape, config.attention)
     return own or Generator(noise, config.g_dim, x_dim)
 
 
@@ -155,7 +161,8 @@ def load_generator(folder: str | Path, device: str = "auto") -> Sampler:
     """
     device = torch.device(device_name(device))
     weights = load_checkpoint(Path(folder) / "generator.pt", device)
-    generator = new_generator(saved_config(Config, folder), len(weights["mean"]))
+    shape = weights["shape"].tolist() if "shape" in weights else None
+    generator = new_generator(saved_config(Config, folder), len(weights["mean"]), shape)
     generator.load_state_dict(weights, assign=True)
     return generator.eval()
 
@@ -171,13 +178,14 @@ class Training:
         self.device = torch.device(device_name(config.device))
         rng = self.new_rng(0)
         data = target.draw(config.data_size, rng)
-        self.generator = new_generator(config, target.dim).to(self.device)
+        self.generator = new_generator(config, target.dim, target.shape).to(self.device)
         self.generator.initialise(data, rng)
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
         noise = self.generator.noise
-        self.batches = Batches(noise, data, config.batchsize, config.stratified, rng)
+        self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, target.shape)
+        self.few = 1 if target.shape is None else 10  # times fewer samples of images
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
         self.yardstick = Yardstick(target, data, self.new_rng(2), full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
@@ -205,8 +213,11 @@ class Training:
 
         BatchNorm's own running statistics lag behind the weights and spoil the samples.
         """
-        noise = self.generator.noise(STATISTICS, self.new_rng(1), self.config.stratified)
-        update_bn([noise], self.averaged)
+        noise = self.generator.noise(
+            STATISTICS // self.few, self.new_rng(1), self.config.stratified
+        )
+        together = len(noise) if self.target.shape is None else self.generator.rows
+        update_bn(noise.split(together), self.averaged)
         return self.averaged.module.eval()
 
     def evaluate(self) -> None:
@@ -220,7 +231,7 @@ class Training:
             if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
         sample = partial(self.sampler().sample, seed=self.config.seed)
-        x = sample(SHOWN)
+        x = sample(SHOWN // self.few)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
         self.history.append({"epoch": self.epoch, **means, **self.yardstick.measure(sample)})
@@ -371,7 +382,7 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     save_checkpoint(folder / "generator.pt", run.weights())
 
     name, verdict = data_name(config), plots.verdict(metrics, target)
-    x = run.sampler().sample(SHOWN, config.seed)
+    x = run.sampler().sample(SHOWN // run.few, config.seed)
     display.fit.show(plots.frame(x.cpu().numpy(), target), f"{name}: {verdict}")
     display.refresh()
     plots.save_figure(display.fit.figure, folder / "final.png")

@@ -90,12 +90,21 @@ class Batches:
         The whole data set.
     rng : torch.Generator
         All randomness of a training comes from it.
+    shape : (c, h, w) or None
+        Of images, whose rows of pixels the data are.
     """
 
     def __init__(
-        self, noise: Noise, data: Tensor, size: int, stratified: bool, rng: torch.Generator
+        self,
+        noise: Noise,
+        data: Tensor,
+        size: int,
+        stratified: bool,
+        rng: torch.Generator,
+        shape: tuple[int, int, int] | None = None,
     ):
         self.data, self.size, self.stratified, self.rng = data, size, stratified, rng
+        self.shape = shape
         self._noise, self._position = noise, 0
         if stratified:
             tree = cKDTree(data.cpu().numpy(), leafsize=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from generative.runs import written_whole
+from generative.runs import claimed, written_whole
 
 BLOCK = 2**16  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -31,24 +31,38 @@ def download(addresses: Sequence[str], path: Path, md5: str) -> None:
     Raises
     ------
     ValueError
-        If no address gives the file, if its digest is another one, or if it cannot be written.
+        If no address gives the file, if its digest is another one, or if its folder cannot be
+        written to or another process downloads to it.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {path.parent}: {error.strerror}") from None
     part = path.with_name(path.name + ".part")
     reasons = []
-    for address in addresses:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(address, part)
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reasons.append(f"{address} ({error})")
-            continue
-        if digest(part, "md5") == md5:
+    with claimed(path.parent):
+        for address in addresses:
+            try:
+                _fetch_whole(address, part, md5)
+            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+                reasons.append(f"{address} ({error})")
+                continue
             with written_whole(path) as temporary:
                 part.replace(temporary)
             return
-        part.unlink()
-        reasons.append(f"{address} (what it sends is not the published file: another MD5)")
     raise ValueError(f"cannot download {path.name}: {'; '.join(reasons)}")
+
+
+def _fetch_whole(address: str, part: Path, md5: str) -> None:
+    """Complete a file of this digest; what is there of another file is fetched anew."""
+    resumed = part.exists()
+    _fetch(address, part)
+    if resumed and digest(part, "md5") != md5:
+        part.unlink()
+        _fetch(address, part)
+    if digest(part, "md5") != md5:
+        part.unlink()
+        raise OSError("what it sends is not the published file: its MD5 is another one")
 
 
 def _fetch(address: str, part: Path) -> None:

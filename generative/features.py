@@ -17,8 +17,9 @@ from torch.nn.functional import (
 from torch.nn.utils import skip_init
 
 from generative.networks import SLOPE, initialise, linear
+from generative.process import unaffected
 
-# Chosen by reconstructions of held-out digits of 28 x 28; see benchmarks/images.py.
+# Chosen by reconstructions of held-out digits of 28 x 28.
 WIDTHS = 512, 256  # of the autoencoder's hidden layers
 BLUR = 0.1  # noise on latents, in units of their standard deviation, while the decoder learns
 FEATURES = 84  # of the classifier
@@ -84,6 +85,7 @@ class Autoencoder(nn.Module):
         )
         self.standard = nn.BatchNorm1d(dim, affine=False, dtype=torch.float32)
 
+    @unaffected
     def train_on(
         self,
         data: Tensor,
@@ -117,11 +119,13 @@ class Autoencoder(nn.Module):
         self.standard.running_mean.copy_(latents.mean(0))
         self.standard.running_var.copy_(latents.var(0))
 
+    @unaffected
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Images (n, c h w) to latents (n, dim)."""
         return torch.cat([self.standard(self.encoder(rows)) for rows in x.split(CHUNK)])
 
+    @unaffected
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (n, dim) to images (n, c h w)."""
@@ -131,8 +135,8 @@ class Autoencoder(nn.Module):
 class Classifier(nn.Module):
     """Images to classes by two convolutions; the layer before the last one gives features.
 
-    LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998,
-    figure 2, with more channels and LeakyReLU.
+    After LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
+    1998, figure 2, with more channels, fewer dense layers, LeakyReLU and maxima for means.
     """
 
     def __init__(self, shape: tuple[int, int, int], count: int):
@@ -150,6 +154,7 @@ class Classifier(nn.Module):
             x = nn.functional.leaky_relu(max_pool2d(layer(x), 2), SLOPE)
         return nn.functional.leaky_relu(self.dense(x.flatten(1)), SLOPE)
 
+    @unaffected
     def train_on(self, data: Tensor, labels: Tensor, steps: int, rng: torch.Generator) -> None:
         """Learn the labels (n,) of images (n, c h w), and fix the scale of the features."""
         initialise(self, rng)
@@ -162,13 +167,17 @@ class Classifier(nn.Module):
             loss.backward()
             optimizer.step()
             rates.step()
-        self.scale.copy_(self.features(data).std(0).clamp_min(1e-6))
+        with torch.no_grad():
+            spread = torch.cat([self._dense(rows) for rows in data.split(CHUNK)]).std(0)
+        self.scale.copy_(spread.where(spread > 0, 1))
 
+    @unaffected
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Images (n, c h w) to (n, 84), in units of their standard deviation over the data."""
         return torch.cat([self._dense(rows) / self.scale for rows in x.split(CHUNK)])
 
+    @unaffected
     @torch.no_grad()
     def classes(self, x: Tensor) -> Tensor:
         """The likeliest class of each image, (n,)."""

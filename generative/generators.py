@@ -1,16 +1,16 @@
 """What all generators share, and one that follows a velocity."""
 
 import math
-from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from generative.batches import Noise, stream
-from generative.networks import initialise, linear
+from generative.networks import convolutional, initialise, linear
 from generative.process import unaffected
 
 CHUNK = 2**14  # samples that are made at once, so few that caches hold them
+ENTRIES = 2**20  # of samples that are made at once: fewer of large images
 FREQUENCIES = 8  # of the time that a velocity is given
 
 
@@ -33,18 +33,23 @@ class Sampler(nn.Module):
         self.register_buffer("mean", torch.zeros(x_dim, dtype=torch.float64))
         self.register_buffer("std", torch.ones(x_dim, dtype=torch.float64))
 
+    @property
+    def rows(self) -> int:
+        """How many samples to make at once."""
+        return min(CHUNK, max(1, ENTRIES // len(self.mean)))
+
     def initialise(self, data: Tensor, rng: torch.Generator) -> None:
         """First weights, for data (n, x_dim) whose mean and standard deviation the output takes."""
         self.initialise_weights(rng)
         self.mean, self.std = data.mean(0), data.std(0)
 
-    @abstractmethod
     def initialise_weights(self, rng: torch.Generator) -> None:
         """First weights of a network whose output has mean 0 and standard deviation 1."""
+        raise NotImplementedError
 
-    @abstractmethod
     def standard(self, z: Tensor) -> Tensor:
         """Noise (n, z_dim) to samples (n, x_dim) less the mean, over the standard deviation."""
+        raise NotImplementedError
 
     def forward(self, z: Tensor) -> Tensor:
         """Noise (n, z_dim) to samples (n, x_dim)."""
@@ -55,7 +60,23 @@ class Sampler(nn.Module):
     def sample(self, n: int, seed: int = 0, stratified: bool = False) -> Tensor:
         """n samples (n, x_dim), independent unless `stratified`, on the generator's device."""
         noise = self.noise(n, stream(seed, 5, self.mean.device), stratified)
-        return torch.cat([self(z) for z in noise.split(CHUNK)])
+        return torch.cat([self(z) for z in noise.split(self.rows)])
+
+
+class ImageGenerator(Sampler):
+    """Images by transposed convolutions, as rows of pixels from -1 to 1."""
+
+    def __init__(self, noise: Noise, g_dim: int, shape: tuple[int, int, int], attention: bool):
+        super().__init__(noise, math.prod(shape))
+        self.register_buffer("shape", torch.tensor(shape))
+        self.layers = convolutional(noise.dim, shape, g_dim, attention)
+
+    def initialise(self, data: Tensor, rng: torch.Generator) -> None:
+        initialise(self, rng)
+        self.mean, self.std = torch.zeros_like(data[0]), torch.ones_like(data[0])
+
+    def standard(self, z: Tensor) -> Tensor:
+        return self.layers(z)
 
 
 class Flow(Sampler):

@@ -7,7 +7,7 @@ is to stand beside it. All sets of features are (n, d).
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 5  # as Naeem et al. 2020 recommend
+NEIGHBOURS = 5  # as Naeem et al. 2020 recommend; Kynkaanniemi et al. 2019 take 3
 BLOCK = 2**24  # distances at once
 
 
@@ -43,12 +43,15 @@ def density_and_coverage(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[flo
 
     Both are about balls around the data that reach to their k-th neighbours (Naeem et al. 2020,
     equations 4 and 5). Density is 1 for the data's own law, and more where samples crowd at its
-    centre. Coverage falls with the number of samples: take as many as there are data.
+    centre. Fewer samples cover less: take as many as there are data.
     """
-    inside = [d <= _radii(y, k) for d in _distances(x, y)]
-    density = sum(float(block.sum()) for block in inside) / (k * len(x))
-    reached = torch.stack([block.any(0) for block in inside]).any(0)
-    return density, float(reached.double().mean())
+    radii, count = _radii(y, k), 0
+    reached = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    for block in _distances(x, y):
+        inside = block <= radii
+        count += int(inside.sum())
+        reached |= inside.any(0)
+    return count / (k * len(x)), float(reached.double().mean())
 
 
 def nearer_share(x: Tensor, seen: Tensor, unseen: Tensor) -> float:
@@ -66,24 +69,28 @@ def nearer_share(x: Tensor, seen: Tensor, unseen: Tensor) -> float:
 def share_of_the_unseen(seen: Tensor, unseen: Tensor) -> float:
     """What :func:`nearer_share` is for images that the generator cannot have learnt from.
 
-    Half of the unseen images take the part of the samples, the other half theirs. As many of the
-    seen ones are left out, so that the two sets have the same ratio of sizes as all of them.
+    Half of the unseen images, drawn at random, take the part of the samples, the other half theirs.
+    As many of the seen ones are left out, so that the two sets have the same ratio of sizes as all.
     """
+    rng = torch.Generator().manual_seed(0)
+    seen, unseen = (x[torch.randperm(len(x), generator=rng).to(x.device)] for x in (seen, unseen))
     half = len(unseen) // 2
     kept = max(1, len(seen) * (len(unseen) - half) // len(unseen))
     return nearer_share(unseen[:half], seen[:kept], unseen[half:])
 
 
-def class_shares(classes: Tensor, count: int) -> dict[str, float]:
-    """How images spread over `count` classes: how many are found, and the smallest one's share.
+def class_shares(classes: Tensor, due: Tensor) -> dict[str, float]:
+    """How images spread over classes, whose shares among the data are `due` (m,).
 
-    A class is found if at least a quarter of an equal share is in it.
+    A class is found if at least a quarter of its due is in it. The shares of the smallest and of
+    the largest class are in units of their due.
     """
-    shares = torch.bincount(classes, minlength=count).double() / len(classes)
+    shares = torch.bincount(classes, minlength=len(due)).double() / len(classes)
+    relative = shares / due.double()
     return {
-        "classes_found": int((shares >= 0.25 / count).sum()),
-        "smallest_class": float(shares.min()),
-        "largest_class": float(shares.max()),
+        "classes_found": int((relative >= 0.25).sum()),
+        "smallest_class": float(relative.min()),
+        "largest_class": float(relative.max()),
     }
 
 

@@ -1,28 +1,28 @@
-"""Image data sets: files as their authors publish them -> arrays of pixels and labels.
+"""Image data sets: those that are published, pictures in a folder, and a user's arrays."""
 
-`read_images` finds and reads a set by its name. Each format has one function. Files are compared
-with what their format says, so that a short or foreign one is refused by its name.
-"""
-
-import gzip
 import hashlib
-import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from generative.downloads import download
-
-FEWEST = 100  # images in a set
-SIDES = 4, 256  # pixels, of the smallest and of the largest image
-PICTURES = (".png", ".jpg", ".jpeg")
-CIFAR = 32  # pixels, the side of an image of CIFAR-10
+from generative.image_files import (
+    FEWEST,
+    SIDES,
+    find,
+    read_cifar_archive,
+    read_cifar_files,
+    read_folder,
+    read_idx,
+    resized,
+)
+from generative.rules import Flag, Text, integers_among
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Images:
     Attributes
     ----------
     train, held_out : uint8 arrays (n, h, w, c) and (m, h, w, c)
-        Pixels from 0 to 255; c is 1 for grey, 3 for red, green and blue.
+        Pixels from 0 to 255; c is 1 for grey, 3 for red, green and blue. Elsewhere, as networks
+        want them, images have their channels first.
     train_labels, held_out_labels : int arrays (n,) and (m,), or None
         Classes from 0 up.
     """
@@ -94,17 +95,28 @@ class Published:
         Each has all files.
     files : dict
         The MD5 of each file as it is published; those of IDX are packed, NAME.gz.
+    unpacked : tuple of str
+        What else will do: the files of an archive.
     """
 
     folder: str
     addresses: tuple[str, ...]
     files: dict[str, str]
+    unpacked: tuple[str, ...] = ()
+
+    def place(self, data_dir: Path, name: str) -> Path:
+        """The folder with files of the set, or the one to put them in."""
+        folders = (data_dir / name, data_dir / self.folder, data_dir)
+        first = next(iter(self.files)), *self.unpacked[:1]
+        return next((f for f in folders if any(find(f, file) for file in first)), folders[0])
 
     def download(self, folder: Path) -> None:
         """Fetch the files that the folder lacks."""
+        if self.unpacked and all(find(folder, name) for name in self.unpacked):
+            return
         for name, md5 in self.files.items():
-            packed = name if name.endswith(".gz") else name + ".gz"
-            if not ((folder / name).exists() or (folder / packed).exists()):
+            if not find(folder, name):
+                packed = name if name.endswith(".gz") else name + ".gz"
                 download([address + packed for address in self.addresses], folder / packed, md5)
 
 
@@ -123,10 +135,32 @@ PUBLISHED = {
         FASHION_FILES,
     ),
     "cifar10": Published(
-        "cifar-10-batches-bin", ("https://www.cs.toronto.edu/~kriz/",), CIFAR_FILES
+        "cifar-10-batches-bin",
+        ("https://www.cs.toronto.edu/~kriz/",),
+        CIFAR_FILES,
+        (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"),
     ),
 }
 NAMES = ("digits", *PUBLISHED, "folder")
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """What a run reads where its data are images, and usual values there of its other settings."""
+
+    epochs: int = 300
+    plot_interval: int = 50
+    g_dim: int = 32
+    z_dim: int = 64
+    latent: str = "gaussian"
+    stratified: bool = False
+    data_dir: Text = "data"  # where image files are looked for, here or in a folder of that name
+    download: Flag = False  # fetch files of mnist, fashion-mnist or cifar10 that are not there
+    size: integers_among({0, *range(4, 257)}, "0, or integers from 4 to 256") = (
+        0  # pixels of a side to resize images to; 0: as they are, folder: 64
+    )
+    channels: integers_among({0, 1, 3}, "0, 1, 3") = 0  # 1: grey, 3: RGB; 0: as they are, folder: 3
+    attention: Flag = False  # self-attention in convolutional networks
 
 
 def read_images(
@@ -134,8 +168,8 @@ def read_images(
     data_dir: str | Path,
     seed: int = 0,
     *,
-    size: int = 64,
-    channels: int = 3,
+    size: int = 0,
+    channels: int = 0,
     fetch: bool = False,
 ) -> Images:
     """A data set by its name.
@@ -150,171 +184,100 @@ def read_images(
     seed : int
         Chooses what is held out where the authors have no test set.
     size, channels : int
-        Of `folder`: pictures are cropped to their middle square, resized and made grey (1) or RGB.
+        Images are resized to a square of this side, and made grey (1) or RGB (3); 0 leaves them as
+        they are, but the pictures of a folder, which are cropped to squares, become 64 x 64 and
+        RGB.
     fetch : bool
         Whether to download what is missing into `data_dir/NAME`.
 
     Raises
     ------
     ValueError
-        If files are missing, cannot be read, are not what their names say or cannot be downloaded.
+        If there is no such set, or if files are missing, cannot be read, are not what their names
+        say or cannot be downloaded.
     """
+    if name not in NAMES:
+        raise ValueError(f"there are no images {name!r}; accepts {', '.join(NAMES)}")
     data_dir = Path(data_dir)
+    if name == "folder":
+        return split(*read_folder(data_dir, size or 64, channels or 3), seed)
     if name == "digits":
         digits = load_digits()
-        return split(_bytes(digits.images / 16)[..., None], digits.target, seed)
-    if name == "folder":
-        return split(*read_folder(data_dir, size, channels), seed)
-    published = PUBLISHED[name]
-    if fetch:
-        published.download(data_dir / name)
-    folders = (data_dir / name, data_dir / published.folder, data_dir)
-    return read_cifar(folders) if name == "cifar10" else read_mnist(folders, seed)
+        images = split(_bytes(digits.images / 16)[..., None], digits.target, seed)
+    else:
+        place = PUBLISHED[name].place(data_dir, name)
+        if fetch:
+            PUBLISHED[name].download(place)
+        images = read_cifar(place) if name == "cifar10" else read_mnist(place, seed)
+    return with_shape(images, size, channels)
 
 
-# --------------------------------------------------------------------------------- Formats
-
-
-def read_mnist(folders: tuple[Path, ...], seed: int) -> Images:
+def read_mnist(folder: Path, seed: int) -> Images:
     """The IDX files of MNIST and of what has its format, packed by gzip or not.
 
     Labels may be missing. A fifth of the images is held out if the test set is missing.
     """
-    images, labels, test_images, test_labels = (_first(folders, name) for name in MNIST_FILES)
+    paths = [find(folder, name) for name in MNIST_FILES]
+    images, labels, test_images, test_labels = paths
     if images is None:
-        raise ValueError(_missing(folders[0], [f"{name}.gz" for name in MNIST_FILES]))
-    pixels = _read_idx(images, 3)[..., None]
-    of_pixels = None if labels is None else _labels_for(pixels, _read_idx(labels, 1), labels)
+        raise ValueError(_missing(folder, [f"{name}.gz" for name in MNIST_FILES]))
+    pixels = read_idx(images, 3)[..., None]
+    _check_shape(pixels, str(images))
+    of_pixels = None if labels is None else _labels_for(pixels, read_idx(labels, 1), labels)
     if test_images is None:
-        return split(pixels, of_pixels, seed)
-    held_out = _read_idx(test_images, 3)[..., None]
+        return split(pixels, _contiguous(of_pixels), seed)
+    held_out = read_idx(test_images, 3)[..., None]
     if held_out.shape[1:] != pixels.shape[1:]:
         raise ValueError(f"{test_images}: images differ in size from those of {images}")
     if of_pixels is None or test_labels is None:
         return Images(pixels, held_out)
-    return Images(
-        pixels, held_out, of_pixels, _labels_for(held_out, _read_idx(test_labels, 1), test_labels)
-    )
+    of_held_out = _labels_for(held_out, read_idx(test_labels, 1), test_labels)
+    both = _contiguous(np.concatenate((of_pixels, of_held_out)))
+    return Images(pixels, held_out, *np.split(both, [len(pixels)]))
 
 
-def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file: two zeros, the type (8 for uint8), the number of dimensions, sizes, entries."""
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    head = 4 + 4 * dimensions
-    if len(content) < head or content[:4] != bytes((0, 0, 8, dimensions)):
-        kind = "images" if dimensions == 3 else "labels"
-        raise ValueError(f"{path} is no IDX file of {kind}")
-    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
-    size = int(np.prod(shape, dtype=object))
-    if len(content) != head + size or size == 0:
-        raise ValueError(
-            f"{path} has {len(content) - head} entries, but its head says {shape}: it is cut off "
-            f"or not an IDX file"
-        )
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
-
-
-def _labels_for(pixels: np.ndarray, labels: np.ndarray, path: Path | str) -> np.ndarray:
+def _labels_for(pixels: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray:
     if len(labels) != len(pixels):
         raise ValueError(f"{path} has {len(labels)} labels for {len(pixels)} images")
-    return labels.astype(np.int64)
+    return labels
 
 
-def read_cifar(folders: tuple[Path, ...]) -> Images:
+def _contiguous(labels: np.ndarray | None) -> np.ndarray | None:
+    """Labels as integers from 0 up, without gaps."""
+    return None if labels is None else np.unique(labels, return_inverse=True)[1]
+
+
+def read_cifar(folder: Path) -> Images:
     """The binary version of CIFAR-10: files `data_batch_1.bin` to `_5` and `test_batch.bin`, or the
     archive that holds them.
     """
-    names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
-    archive = _first(folders, "cifar-10-binary.tar")
-    if all(_first(folders, name) for name in names):
-        paths = [_first(folders, name) for name in names]
-        batches = [_cifar_batch(_content(path), str(path)) for path in paths]
+    names = list(PUBLISHED["cifar10"].unpacked)
+    archive = find(folder, "cifar-10-binary.tar")
+    if find(folder, names[0]):
+        batches = read_cifar_files(folder, names)
     elif archive:
-        batches = [_cifar_batch(x, f"{archive}: {name}") for name, x in _members(archive, names)]
+        batches = read_cifar_archive(archive, names)
+    elif any(folder.parent.rglob("data_batch_1")) or any(folder.parent.rglob("cifar-10-python*")):
+        raise ValueError(
+            "cifar10: only the pickled files (`cifar-10-python`) are here; reading a pickle can "
+            "run a stranger's code, so take cifar-10-binary.tar.gz instead, or --download"
+        )
     else:
-        pickled = [folder / "cifar-10-batches-py" for folder in folders] + list(folders)
-        if any((folder / "data_batch_1").exists() for folder in pickled) or _first(
-            folders, "cifar-10-python.tar"
-        ):
-            raise ValueError(
-                "cifar10: only the pickled files (`cifar-10-python`) are here; reading a pickle "
-                "can run a stranger's code, so take cifar-10-binary.tar.gz instead, or --download"
-            )
-        raise ValueError(_missing(folders[0], list(CIFAR_FILES)))
+        raise ValueError(_missing(folder, list(CIFAR_FILES)))
     *train, (held_out, held_out_labels) = batches
     pixels, labels = (np.concatenate(x) for x in zip(*train))
     return Images(pixels, held_out, labels, held_out_labels)
 
 
-def _members(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The named files of an archive, in this order; nothing is unpacked to disk."""
-    try:
-        with tarfile.open(archive) as tar:
-            members = {Path(member.name).name: member for member in tar if member.isfile()}
-            found = {name: tar.extractfile(members[name]).read() for name in names}
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise ValueError(f"{archive} cannot be read: {error}") from None
-    except KeyError as error:
-        raise ValueError(f"{archive} lacks {error.args[0]}: not CIFAR-10's archive") from None
-    return iter(found.items())
-
-
-def _cifar_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 32, 32, 3) and labels (n,) of records: a label, then red, green, blue planes."""
-    record = 1 + 3 * CIFAR**2
-    rows = len(content) // record
-    if rows == 0 or len(content) != rows * record:
+def _check_shape(pixels: np.ndarray, path: str) -> None:
+    """ValueError unless these are enough images (n, h, w, c) of a usual size."""
+    low, high = SIDES
+    fits = pixels.ndim == 4 and all(low <= side <= high for side in pixels.shape[1:3])
+    if not fits or len(pixels) < FEWEST or pixels.shape[3] not in (1, 3):
         raise ValueError(
-            f"{name} has {len(content)} bytes, no multiple of the {record} of an image: it is cut "
-            f"off or not a file of CIFAR-10's binary version"
+            f"{path} has shape {pixels.shape}; accepts images (n, h, w), (n, h, w, 1) or "
+            f"(n, h, w, 3), n from {FEWEST} up, h and w from {low} to {high}"
         )
-    rows = np.frombuffer(content, np.uint8).reshape(rows, record)
-    labels = rows[:, 0].astype(np.int64)
-    if labels.max() > 9:
-        raise ValueError(f"{name} has a label of {labels.max()}: not a file of CIFAR-10")
-    pixels = rows[:, 1:].reshape(-1, 3, CIFAR, CIFAR).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(pixels), labels
-
-
-def read_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """All PNG and JPEG files of a folder: pixels (n, size, size, channels), and labels.
-
-    A picture is cropped to its middle square. Each folder in the folder is a class, if all pictures
-    are in these.
-    """
-    try:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be read: {error.strerror}") from None
-    if len(paths) < FEWEST:
-        raise ValueError(
-            f"data_dir: {folder} has {len(paths)} PNG and JPEG files; accepts {FEWEST} or more"
-        )
-    pixels = np.stack([_read_picture(path, size, channels) for path in paths])
-    classes = [path.relative_to(folder).parts[0] for path in paths]
-    inside = all(len(path.relative_to(folder).parts) > 1 for path in paths)
-    names, labels = np.unique(classes, return_inverse=True)
-    return pixels, labels if inside and len(names) > 1 else None
-
-
-def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB" if channels == 3 else "L")
-            side = min(picture.size)
-            left, top = ((length - side) // 2 for length in picture.size)
-            square = (left, top, left + side, top + side)
-            small = picture.resize((size, size), Image.Resampling.BOX, square)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return np.asarray(small).reshape(size, size, channels)
 
 
 def read_array(array: np.ndarray, labels: np.ndarray | None, path: str, seed: int) -> Images:
@@ -325,20 +288,16 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, path: str, seed: in
     ValueError
         If the shape or the entries are none of images.
     """
-    low, high = SIDES
     pixels = array[..., None] if array.ndim == 3 else array
-    sides_fit = pixels.ndim == 4 and all(low <= side <= high for side in pixels.shape[1:3])
-    if not sides_fit or len(pixels) < FEWEST or pixels.shape[3] not in (1, 3):
-        raise ValueError(
-            f"data_path: {path} has shape {array.shape}; accepts images (n, h, w), (n, h, w, 1) or "
-            f"(n, h, w, 3), n from {FEWEST} up, h and w from {low} to {high}"
-        )
+    _check_shape(pixels, f"data_path: {path}")
     if pixels.dtype != np.uint8:
-        extremes = float(pixels.min()), float(pixels.max())
-        if not (pixels.dtype.kind in "bf" and 0 <= extremes[0] and extremes[1] <= 1):
+        if pixels.dtype.kind not in "bf" or not ((pixels >= 0) & (pixels <= 1)).all():
+            span = (
+                "" if pixels.dtype.kind not in "biuf" else f" from {pixels.min()} to {pixels.max()}"
+            )
             raise ValueError(
-                f"data_path: {path} holds {pixels.dtype} from {extremes[0]:g} to {extremes[1]:g}; "
-                f"accepts uint8 from 0 to 255, or floating-point numbers from 0 to 1"
+                f"data_path: {path} holds {pixels.dtype}{span}; accepts uint8 from 0 to 255, or "
+                f"floating-point numbers from 0 to 1"
             )
         pixels = _bytes(pixels)
     if labels is not None:
@@ -347,8 +306,53 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, path: str, seed: in
                 f"data_path: the labels in {path} have shape {labels.shape} and type "
                 f"{labels.dtype}; accepts {len(pixels)} integers"
             )
-        labels = np.unique(labels, return_inverse=True)[1]
-    return split(pixels, labels, seed)
+    return split(pixels, _contiguous(labels), seed)
+
+
+def holds_images(path: str | Path) -> bool:
+    """Whether a file is an array of images by its head; False if it cannot be read."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array.ndim > 2
+        with array:
+            return True
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def read_array_file(path: str | Path, seed: int) -> Images:
+    """A user's images: a .npy file, or a .npz file of images and, if there are two, of labels.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or has no images.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = [found] if isinstance(found, np.ndarray) else [found[name] for name in found.files]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"data_path: {path} cannot be read ({error})") from None
+    images = [array for array in arrays if array.ndim > 2]
+    labels = [array for array in arrays if array.ndim == 1]
+    if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(
+            f"data_path: {path} has arrays of shapes {shapes}; accepts one of images (n, h, w) or "
+            f"(n, h, w, c), and beside it none or one of labels (n,)"
+        )
+    return read_array(images[0], labels[0] if labels else None, str(path), seed)
+
+
+def with_shape(images: Images, size: int, channels: int) -> Images:
+    """The same, resized to squares and made grey or RGB; 0 leaves sides or channels as they are."""
+    height, width, own = images.shape
+    shape = (size or height, size or width, channels or own)
+    if shape == images.shape:
+        return images
+    train, held_out = (_made_like(pixels, shape) for pixels in (images.train, images.held_out))
+    return replace(images, train=train, held_out=held_out)
 
 
 def contaminated(images: Images, others: Images, share: float, seed: int) -> tuple[Images, int]:
@@ -362,35 +366,14 @@ def contaminated(images: Images, others: Images, share: float, seed: int) -> tup
     places = rng.choice(len(images.train), count, replace=False)
     chosen = others.train[rng.choice(len(others.train), count, replace=count > len(others.train))]
     train = images.train.copy()
-    train[places] = np.stack([_made_like(picture, images.shape) for picture in chosen])
+    train[places] = _made_like(chosen, images.shape)
     return replace(images, train=train, train_labels=None, held_out_labels=None), count
 
 
-def _made_like(picture: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture (h, w, c) resized, grey or RGB, to another one's shape."""
-    height, width, channels = shape
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    image = image.convert("RGB" if channels == 3 else "L").resize((width, height))
-    return np.asarray(image).reshape(shape)
-
-
-# --------------------------------------------------------------------------------- Files
-
-
-def _first(folders: tuple[Path, ...], name: str) -> Path | None:
-    """The file of that name, or of that name and .gz, in the first folder that has it."""
-    for folder in folders:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    return None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+def _made_like(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Images (n, h, w, c) resized, grey or RGB, to this shape (h, w, c)."""
+    grey = pixels.shape[3] == 1
+    return np.stack([resized(Image.fromarray(x[..., 0] if grey else x), shape) for x in pixels])
 
 
 def _missing(folder: Path, names: list[str]) -> str:

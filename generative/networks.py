@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -24,6 +24,25 @@ def mirror(weights: Tensor) -> None:
     """Make the second half of the rows the first one with its sign changed, in place."""
     half = len(weights) // 2
     weights[half : 2 * half] = -weights[:half]
+
+
+@torch.no_grad()
+def initialise(layers: nn.Module, rng: torch.Generator) -> None:
+    """Kaiming normal weights and zero biases, drawn by rng, for all linear and convolutional
+    layers.
+
+    Of a transposed convolution's k^2 weights for each pair of channels k^2 / stride^2 meet in one
+    pixel.
+    """
+    for layer in layers.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, SLOPE, mode="fan_out", generator=rng)
+            layer.weight.mul_(layer.stride[0])
+        elif isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_normal_(layer.weight, SLOPE, generator=rng)
+        else:
+            continue
+        nn.init.zeros_(layer.bias)
 
 
 class Critic(nn.Module):
@@ -44,10 +63,7 @@ class Critic(nn.Module):
         std = data.std(0)
         self.register_buffer("std", std.where(std > 0, 1))
         self.to(data.device)
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, SLOPE, generator=rng)
-                nn.init.zeros_(layer.bias)
+        initialise(self.layers, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, x_dim) to (n,)."""
@@ -61,7 +77,8 @@ class SelfAttention(nn.Module):
     """Each place of an image takes from all others what resembles it, by a gate that is 0 at first.
 
     Zhang, Goodfellow, Metaxas, Odena, "Self-Attention Generative Adversarial Networks", ICML 2019,
-    section 3: an eighth of the channels for queries and keys, half of them for values.
+    section 3. Queries and keys have an eighth of the channels, values half of them, as in the code
+    of Brock, Donahue, Simonyan (BigGAN, 2019); nothing is pooled.
     """
 
     def __init__(self, channels: int):
@@ -86,12 +103,12 @@ def pixelwise(inputs: int, outputs: int) -> nn.Conv2d:
     return skip_init(nn.Conv2d, inputs, outputs, 1, dtype=torch.float32)
 
 
-def halve(inputs: int, outputs: int) -> nn.Conv2d:
+def downsample(inputs: int, outputs: int) -> nn.Conv2d:
     """A convolution to half the height and the width, rounded down."""
     return skip_init(nn.Conv2d, inputs, outputs, 4, 2, 1, dtype=torch.float32)
 
 
-def double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+def upsample(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     """A transposed convolution to twice the height and the width."""
     return skip_init(nn.ConvTranspose2d, inputs, outputs, 4, 2, 1, dtype=torch.float32)
 
@@ -129,33 +146,22 @@ def convolutional(
         nn.Unflatten(1, small),
         nn.BatchNorm2d(2 * width, dtype=torch.float32),
         nn.LeakyReLU(SLOPE),
-        double(2 * width, width),
+        upsample(2 * width, width),
         nn.BatchNorm2d(width, dtype=torch.float32),
         nn.LeakyReLU(SLOPE),
         *([SelfAttention(width)] if attention else []),
-        double(width, channels),
+        upsample(width, channels),
         Crop(height, across),
         nn.Tanh(),
         nn.Flatten(),
     )
 
 
-@torch.no_grad()
-def initialise(layers: nn.Module, rng: torch.Generator) -> None:
-    """Kaiming normal weights and zero biases, drawn by rng, for all linear and convolutional
-    layers.
-    """
-    for layer in layers.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.kaiming_normal_(layer.weight, SLOPE, generator=rng)
-            nn.init.zeros_(layer.bias)
-
-
 class ImageCritic(nn.Module):
     """Images to one number each: two convolutions to a quarter of the size, and a linear layer.
 
     There is no normalisation, because a penalty on slopes is about each image alone. With attention
-    all layers have spectral norm 1 (Miyato et al. 2018), as in Zhang et al. 2019.
+    the matrix of each layer's weights has spectral norm 1 (Miyato et al. 2018), as in Zhang et al.
     """
 
     def __init__(
@@ -170,10 +176,10 @@ class ImageCritic(nn.Module):
         channels, height, across = shape
         self.layers = nn.Sequential(
             nn.Unflatten(1, shape),
-            halve(channels, width),
+            downsample(channels, width),
             nn.LeakyReLU(SLOPE),
             *([SelfAttention(width)] if attention else []),
-            halve(width, 2 * width),
+            downsample(width, 2 * width),
             nn.LeakyReLU(SLOPE),
             nn.Flatten(),
             linear(2 * width * (height // 4) * (across // 4), 1),
@@ -190,14 +196,19 @@ class ImageCritic(nn.Module):
         return self.layers(x)[:, 0]
 
 
+@torch.no_grad()
 def bound_norm(layer: nn.Module, rng: torch.Generator) -> None:
     """Divide the layer's weight by its spectral norm, which power iterations estimate.
 
-    torch starts them by its global random numbers; here rng gives their seed and those stay as they
-    were.
+    torch starts them by its global random numbers, which are left as they were; rng draws others.
     """
     device = rng.device
-    seed = torch.randint(2**31, (1,), generator=rng, device=device).item()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
         spectral_norm(layer)
+    weight = layer.parametrizations.weight.original.flatten(1)
+    v = torch.randn(weight.shape[1], generator=rng, device=device, dtype=weight.dtype)
+    for _ in range(15):
+        u = normalize(weight @ v, dim=0)
+        v = normalize(weight.T @ u, dim=0)
+    for buffer, value in zip(layer.parametrizations.weight[0].buffers(), (u, v), strict=True):
+        buffer.copy_(value)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from PIL import Image
@@ -18,6 +20,7 @@ from generative.targets import Target
 GENERATED, TARGET = "#4c9fd0", "#c2410c"
 BINS = 80
 DOTS = 1500
+SIDE = 8  # images in a row and in a column of a figure
 SIZE = (7, 4.2)  # inches
 
 
@@ -52,6 +55,8 @@ def save_gif(images: Sequence[Image.Image], durations: Sequence[int], path: Path
 
 def length_unit(target: Target) -> float:
     """The length that figures count in: 1, or a power of ten where numbers would be long."""
+    if target.shape:
+        return 1.0
     width = max(high - low for low, high in target.window)
     return 1.0 if 1e-2 <= width < 1e5 else 10.0 ** math.floor(math.log10(width))
 
@@ -91,6 +96,8 @@ def frame(samples: np.ndarray, target: Target) -> np.ndarray:
     On the line their density in equal bins over the target's window, shape (BINS,), where what lies
     outside the window counts in the total; otherwise the first ones on the plane, shape (DOTS, 2).
     """
+    if target.shape:
+        return pixels(samples[: SIDE**2], target)
     if target.dim > 1:
         return _in_figure(target.shown(samples[:DOTS]), target).round(6)
     shown = _in_figure(target.shown(samples), target)
@@ -103,7 +110,8 @@ def fit_plot(target: Target, figure: Figure | SubFigure) -> "FitPlot":
 
     It is laid out once, as this takes longer than to draw it.
     """
-    plot = (FitPlot if target.dim == 1 else PlaneFitPlot)(target, figure)
+    kind = ImageFitPlot if target.shape else FitPlot if target.dim == 1 else PlaneFitPlot
+    plot = kind(target, figure)
     if isinstance(figure, Figure):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -180,6 +188,49 @@ class PlaneFitPlot(FitPlot):
         self._set_title(title)
 
 
+class ImageFitPlot(FitPlot):
+    """Generated images, and beside them some of the held-out ones."""
+
+    def __init__(self, target: Target, figure: Figure | SubFigure):
+        self.figure = figure
+        self._title = figure.suptitle(" ", x=0.01, ha="left", fontsize=11, parse_math=False)
+        generated, real = figure.subplots(1, 2)
+        empty = np.zeros((SIDE**2, *target.images.shape), np.uint8)
+        self._image = self._draw(generated, empty, "generated")
+        self._draw(real, target.images.held_out[: SIDE**2], "held out")
+
+    @staticmethod
+    def _draw(axes: Axes, images: np.ndarray, name: str) -> AxesImage:
+        axes.set_axis_off()
+        axes.set_title(name, fontsize=10)
+        return axes.imshow(tiled(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+
+    def show(self, frame: np.ndarray, title: str) -> None:
+        self._image.set_data(tiled(np.asarray(frame, dtype=np.uint8)))
+        self._title.set_text(title)
+
+
+def pixels(rows: np.ndarray, target: Target) -> np.ndarray:
+    """Images (n, h, w, c) of uint8 from rows (n, c h w) in standard units."""
+    entries = np.clip(target.in_data_units(rows), 0, 255).round().astype(np.uint8)
+    return entries.reshape(-1, *target.shape).transpose(0, 2, 3, 1)
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """The first SIDE^2 images (n, h, w, c) on one white sheet, (height, width, c) or, if c is 1,
+    (height, width).
+    """
+    images = images[: SIDE**2]
+    gap = max(1, images.shape[1] // 16)
+    framed = np.pad(images, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
+    _, height, width, channels = framed.shape
+    sheet = np.full((SIDE**2, height, width, channels), 255, np.uint8)
+    sheet[: len(framed)] = framed
+    sheet = sheet.reshape(SIDE, SIDE, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(SIDE * height, SIDE * width, channels)
+    return sheet[..., 0] if channels == 1 else sheet
+
+
 def noise_map(lines: np.ndarray, target: Target) -> Figure:
     """Where a generator takes a square grid in its noise; lines (count, points, 2), mapped, in
     standard units.
@@ -232,6 +283,8 @@ def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
     to = "to the law" if to_law else "to fresh samples"
     drawn = []
     for other, color in ((name, GENERATED), ("w2" if name == "w1" else "w1", "0.6")):
+        if other not in history[0]:
+            continue
         distances = [row[other] / unit for row in history]
         drawn += distances
         right.plot(epochs, distances, color=color, label=f"{other.upper()} {to}")

@@ -16,7 +16,8 @@ def unaffected(function: Callable) -> Callable:
     torch's default device, gradient modes and autocast and NumPy's errors belong to a thread, whose
     other settings are used here. torch's default dtype and random generators belong to the process:
     all of this package name their own. Denormal numbers are taken for zero, because the weights of
-    a neuron that dies become denormal, and arithmetic is slow on them.
+    a neuron that dies become denormal, and arithmetic is slow on them. Threads that torch starts
+    meanwhile keep to this; those that it had started before do not.
     """
 
     @undisturbed

@@ -3,7 +3,7 @@
 A field `epochs: Count = 1000` is an integer, for `tyro` as for a reader, and carries its rule.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any
@@ -24,6 +24,15 @@ def integers(low: int) -> Any:
         return isinstance(value, Integral) and not isinstance(value, bool) and low <= value < 2**62
 
     return Annotated[int, Rule(holds, f"integers from {low} up, below 2^62")]
+
+
+def integers_among(values: Container[int], words: str) -> Any:
+    """Integers among these values, which are said in words."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and value in values
+
+    return Annotated[int, Rule(holds, words)]
 
 
 def numbers(low: float, high: float, with_low: bool = False) -> Any:

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, dataclass_transform, get_type_hints
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 
+from generative import images
 from generative.batches import LATENTS
 from generative.objectives import OBJECTIVES
 from generative.rules import (
@@ -35,11 +37,11 @@ from generative.rules import (
     with_rule,
 )
 from generative.runs import device_name, summary_writer
-from generative.targets import TARGETS, Target, from_file
+from generative.targets import TARGETS, Target, from_settings
 
 # What Config has. Its lines need no annotation; the comment behind a line is its help.
 TYPES = {
-    "data_type": one_of(TARGETS),
+    "data_type": one_of({**TARGETS, **dict.fromkeys(images.NAMES)}),
     "data_size": integers(2),
     "batchsize": integers(2),
     "lr": Rate,
@@ -62,8 +64,10 @@ TYPES = {
     "show": Flag,
     "tensorboard": Flag,
 }
+# On these it depends which other fields there are.
+CHOICES = ("objective", "data_type", "data_path")
 # What may be said anew when a run is resumed.
-FREE = ("epochs", "show", "tensorboard", "data_path", "device")
+FREE = ("epochs", "show", "tensorboard", "data_path", "data_dir", "download", "device")
 
 
 @dataclass_transform(kw_only_default=True)
@@ -75,21 +79,23 @@ def settings(config: type) -> type:
 
     def new(cls, **fields):
         _check_lines(cls)
-        objective = plain(fields.get("objective", cls.objective))
-        _refuse("objective", objective, TYPES["objective"])
+        said = {name: plain(fields.get(name, getattr(cls, name))) for name in CHOICES}
+        for name, value in said.items():
+            _refuse(name, value, TYPES[name])
         kind = cls
         if not hasattr(cls, "own"):
-            kind = _kind(cls, objective, OBJECTIVES[objective].Settings)
-        elif objective != cls.objective:
-            raise ValueError(f"objective: got {objective!r}; write Config(objective={objective!r})")
+            kind = _kind(cls, said["objective"], _of_images(said, fields))
+        else:
+            _check_choices(cls, said)
         for name in fields:
             _known(kind, name)
         return object.__new__(kind)
 
     def assign(self, name, value):
         _known(type(self), name)
-        if name == "objective" and plain(value) != type(self).objective:
-            raise ValueError(f"objective: got {value!r}; write Config(objective={value!r})")
+        said = vars(self) | {name: plain(value)}
+        if name in CHOICES and said.keys() >= set(CHOICES):  # all of them are set by now
+            _check_choices(type(self), said)
         object.__setattr__(self, name, plain(value))
 
     config.__new__, config.__setattr__ = new, assign
@@ -100,6 +106,27 @@ def settings(config: type) -> type:
 def _made(config: type, fields: dict) -> Any:
     """Settings that were pickled or copied."""
     return config(**fields)
+
+
+def _of_images(said: dict, fields: Iterable[str] = ()) -> bool:
+    """Whether the data are images; of a file that is not here, whether the other fields say so."""
+    path = said["data_path"]
+    if not path:
+        return said["data_type"] in images.NAMES
+    return images.holds_images(path) or (
+        not os.path.exists(path) and bool(_names(images.Settings) & set(fields) - set(TYPES))
+    )
+
+
+def _check_choices(kind: type, said: dict) -> None:
+    """ValueError if a choice has changed what fields there are."""
+    name = "objective"
+    if said[name] == kind.objective:
+        path = said["data_path"]
+        if (path and not os.path.exists(path)) or _of_images(said) == kind.images:
+            return
+        name = "data_path" if path else "data_type"
+    raise ValueError(f"{name}: got {said[name]!r}; write Config({name}={said[name]!r})")
 
 
 def _names(settings: Any) -> set[str]:
@@ -114,8 +141,13 @@ def _known(kind: type, name: str) -> None:
 
 
 @functools.cache
-def _kind(config: type, objective: str, own: type) -> type:
+def _kind(config: type, objective: str, of_images: bool) -> type:
     """Config with the live fields of an objective, each with its default, its rule and its help."""
+    own = OBJECTIVES[objective].Settings
+    if of_images:
+        theirs = OBJECTIVES[objective].ImageSettings
+        bases = (theirs if issubclass(theirs, own) else own, images.Settings)
+        own = dataclasses.make_dataclass(own.__qualname__, [], bases=bases)
     hints = get_type_hints(own, include_extras=True)
     comments = _comments(config) | _comments(own)
     defaults = {field.name: field.default for field in dataclasses.fields(own)}
@@ -138,6 +170,7 @@ def _kind(config: type, objective: str, own: type) -> type:
         kind = Annotated[kind, tyro.conf.arg(help=comments.get(name))]
         fields.append((name, kind, default))
     namespace = {"__doc__": config.__doc__, "__module__": config.__module__, "own": own}
+    namespace["images"] = of_images
     return dataclasses.make_dataclass(
         config.__name__, fields, bases=(config,), namespace=namespace, kw_only=True
     )
@@ -223,11 +256,14 @@ def no_such_field(name: str, objective: str) -> str:
     having = [other for other, cls in OBJECTIVES.items() if name in _names(cls.Settings)]
     if having:
         return f"{name}: {objective} has no such setting; it belongs to {', '.join(having)}"
+    if name in _names(images.Settings):
+        return f"{name}: points have no such setting; it belongs to images, as of data_type digits"
     return f"{name}: there is no such setting{_did_you_mean(name)}"
 
 
 def _did_you_mean(name: str) -> str:
-    known = {*TYPES}.union(*(_names(cls.Settings) for cls in OBJECTIVES.values()))
+    owners = [images.Settings, *(cls.Settings for cls in OBJECTIVES.values())]
+    known = {*TYPES}.union(*map(_names, owners))
     close = difflib.get_close_matches(name, sorted(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -255,13 +291,14 @@ def from_command_line(config: type, description: str) -> Any:
         For a flag that is not live, or a run that cannot be resumed.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("objective", "resume"):
-        first.add_argument(f"--{name}", nargs="?")
+    for name in (*CHOICES, "resume"):
+        first.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, nargs="?")
     said, _ = first.parse_known_args()
     if said.resume:
         default = saved_config(config, said.resume)
     else:
-        default = config(**({"objective": said.objective} if said.objective else {}))
+        chosen = {name: getattr(said, name) for name in CHOICES}
+        default = config(**{name: value for name, value in chosen.items() if value})
     found, unknown = tyro.cli(
         type(default), description=description, default=default, return_unknown_args=True
     )
@@ -357,8 +394,7 @@ def check(config: Any) -> Target:
     device_name(config.device)
     if config.tensorboard:
         summary_writer()
-    own = config.data_path
-    target = from_file(own, config.seed) if own else TARGETS[config.data_type]
+    target = from_settings(config)
     OBJECTIVES[config.objective].check(config, target)
     return target
 
@@ -366,6 +402,8 @@ def check(config: Any) -> Target:
 def data_name(config: Any) -> str:
     """What a run is called: its target, or the user's file by up to 60 characters of text."""
     name = Path(config.data_path).stem if config.data_path else config.data_type
+    if name == "folder":
+        name = Path(config.data_dir).absolute().name
     return name.encode(errors="replace").decode()[:60]
 
 
@@ -385,7 +423,7 @@ def kept_settings(config: Any) -> dict:
     """Those that hold from the first epoch to the last."""
     kept = dataclasses.asdict(config)
     for name in (*FREE, "resume", "output_dir"):
-        del kept[name]
+        kept.pop(name, None)
     return kept
 
 

@@ -7,12 +7,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal, norm, rv_histogram, uniform
 from sklearn.decomposition import PCA
 from torch import Tensor
+
+from generative.images import Images, holds_images, read_array_file, read_images
 
 LARGEST = 784  # dimensions of a user's data
 EXTREME = 1e303  # entries of a user's data up to it, range from its inverse up
@@ -53,7 +56,10 @@ class Target:
         The mean, which is 0 in standard units, less the origin; and the length that is 1, the same
         for all columns.
     digest : str or None
-        SHA-256 of a user's file.
+        SHA-256 of a user's file, or of all images.
+    images : Images or None
+        Where samples are images: rows of their pixels, channels first, from -1 to 1 in standard
+        units and from 0 to 255 in the data's.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -69,10 +75,21 @@ class Target:
     offset: np.ndarray | float = 0.0
     scale: float = 1.0
     digest: str | None = None
+    images: Images | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of images; None of points."""
+        if self.images is None:
+            return None
+        height, width, channels = self.images.shape
+        return channels, height, width
 
     @property
     def dim(self) -> int:
         """Of a sample."""
+        if self.images is not None:
+            return math.prod(self.shape)
         return len(self.window) if self.projection is None else len(self.projection)
 
     def in_data_units(self, samples: np.ndarray) -> np.ndarray:
@@ -202,6 +219,52 @@ def _draw_mixture(n: int, generator: torch.Generator) -> Tensor:
 
 
 _TWO = mixture([0.5, 0.5], [[-2], [2]], [1, 0.5], ((-6.0, 5.0),))
+
+
+def from_settings(config: Any) -> Target:
+    """The target of a run's settings.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be found, read or used.
+    """
+    if config.data_path and holds_images(config.data_path):
+        return from_images(read_array_file(config.data_path, config.seed))
+    if config.data_path:
+        return from_file(config.data_path, config.seed)
+    if config.data_type in TARGETS:
+        return TARGETS[config.data_type]
+    return from_images(
+        read_images(
+            config.data_type,
+            config.data_dir,
+            config.seed,
+            size=config.size,
+            channels=config.channels,
+            fetch=config.download,
+        )
+    )
+
+
+def from_images(images: Images) -> Target:
+    """Images as rows of pixels."""
+    held_out = _rows(torch.from_numpy(images.held_out)).numpy()
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        """At most as many as there are, each once."""
+        order = torch.randperm(len(images.train), generator=generator, device=generator.device)
+        return _rows(torch.from_numpy(images.train)[order[:n].cpu()].to(generator.device))
+
+    return Target(
+        draw, (), held_out=held_out, offset=127.5, scale=127.5, digest=images.digest(),
+        images=images,
+    )  # fmt: skip
+
+
+def _rows(pixels: Tensor) -> Tensor:
+    """Pixels (n, h, w, c) from 0 to 255 as rows (n, c h w) from -1 to 1, float32."""
+    return pixels.permute(0, 3, 1, 2).flatten(1).float() / 127.5 - 1
 
 
 def from_file(path: str, seed: int) -> Target:

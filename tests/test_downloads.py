@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from generative import downloads
 from generative.downloads import download
 
 CONTENT = bytes(range(256)) * 1000
@@ -74,12 +75,13 @@ def test_a_part_that_is_complete_is_not_fetched_again(server, tmp_path):
     (tmp_path / "file.gz.part").write_bytes(CONTENT)
     download([server + "file.gz"], tmp_path / "file.gz", MD5)
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
+    assert Handler.asked == [f"bytes={len(CONTENT)}-"]  # answered by 416, there is no more
 
 
 def test_another_file_is_refused_and_leaves_nothing(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Handler, "content", CONTENT[::-1])
-    with pytest.raises(ValueError, match="another MD5"):
-        download([server + "file.gz"], tmp_path / "file.gz", MD5)
+    with pytest.raises(ValueError, match="its MD5 is another one"):
+        download([server + "file.gz"], tmp_path / "new" / "file.gz", MD5)
     assert names(tmp_path) == []
 
 
@@ -94,5 +96,31 @@ def test_what_is_there_stays_when_a_download_fails(server, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_told(server, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ValueError, match=r"cannot download file\.gz"):
+    with pytest.raises(ValueError, match=r"^cannot write to .*taken: File exists"):
         download([server + "file.gz"], tmp_path / "taken" / "file.gz", MD5)
+
+
+def test_what_is_there_of_another_file_is_fetched_anew(server, tmp_path):
+    """By the same call: the server's file may have changed since."""
+    (tmp_path / "file.gz.part").write_bytes(b"old" * 1000)
+    download([server + "file.gz"], tmp_path / "file.gz", MD5)
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+    assert Handler.asked == ["bytes=3000-", None]
+
+
+def test_one_download_at_a_time_in_a_folder(server, tmp_path, monkeypatch):
+    """A second one is refused, and harms the first one in no way."""
+    refused = []
+    fetch = downloads._fetch
+
+    def fetch_while_another_starts(address, part):
+        if not refused:
+            refused.append(address)
+            with pytest.raises(ValueError, match="in use by another process"):
+                download([address], tmp_path / "file.gz", MD5)
+        fetch(address, part)
+
+    monkeypatch.setattr(downloads, "_fetch", fetch_while_another_starts)
+    download([server + "file.gz"], tmp_path / "file.gz", MD5)
+    assert refused and (tmp_path / "file.gz").read_bytes() == CONTENT
+    assert names(tmp_path) == ["file.gz"]

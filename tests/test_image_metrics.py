@@ -112,6 +112,9 @@ def test_memorising_shows_in_the_share_that_is_nearer_to_what_was_seen():
     assert nearer_share(copies, seen, unseen) == 1
     blurred = 0.5 * normal(4000, seed=5)  # nearer to everything, not to what was seen
     assert nearer_share(blurred, seen, unseen) == pytest.approx(0.8, abs=0.06)
+    ordered = torch.cat((normal(400, seed=7, shift=-9), normal(400, seed=8, shift=9)))
+    mixed = torch.cat((normal(800, seed=9, shift=-9), normal(800, seed=10, shift=9)))
+    assert share_of_the_unseen(mixed, ordered) == pytest.approx(2 / 3, abs=0.06)
     half = torch.cat((copies[:400], normal(400, seed=6)))
     assert nearer_share(half, seen, unseen) == pytest.approx(0.9, abs=0.03)
     assert nearer_share(seen, seen, seen) == 0.5
@@ -119,7 +122,13 @@ def test_memorising_shows_in_the_share_that_is_nearer_to_what_was_seen():
 
 def test_a_class_that_is_missing_is_not_found():
     classes = torch.arange(1000) % 9
-    assert class_shares(classes, 9)["classes_found"] == 9
-    found = class_shares(classes, 10)
+    assert class_shares(classes, torch.full((9,), 1 / 9))["classes_found"] == 9
+    found = class_shares(classes, torch.full((10,), 0.1))
     assert found["classes_found"] == 9 and found["smallest_class"] == 0
-    assert found["largest_class"] == pytest.approx(0.112)
+    assert found["largest_class"] == pytest.approx(1.12)
+    rare = torch.tensor([0.98, 0.02])
+    assert class_shares((torch.arange(1000) >= 980).long(), rare) == {
+        "classes_found": 2,
+        "smallest_class": pytest.approx(1),
+        "largest_class": pytest.approx(1),
+    }

@@ -1,8 +1,8 @@
 """Readers of image sets, on files that the tests make."""
 
 import gzip
-import hashlib
 import io
+import re
 import tarfile
 
 import numpy as np
@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from generative import images
-from generative.images import contaminated, read_array, read_images
+from generative.image_files import read_folder
+from generative.images import (
+    contaminated,
+    holds_images,
+    read_array,
+    read_array_file,
+    read_images,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -143,6 +150,10 @@ def test_bad_files_of_cifar_are_named(tmp_path):
         with pytest.raises(ValueError, match=rf"data_batch_3\.bin.*{words}"):
             read_images("cifar10", tmp_path)
     (tmp_path / "data_batch_3.bin").unlink()
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin is missing, though other files"):
+        read_images("cifar10", tmp_path)
+    for path in tmp_path.glob("data_batch*"):
+        path.unlink()
     archive = tmp_path / "cifar-10-binary.tar.gz"
     archive.write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz cannot be read"):
@@ -176,7 +187,7 @@ def test_pictures_of_a_folder_are_cropped_resized_and_coloured(tmp_path):
     grey = read_images("folder", tmp_path, size=6, channels=1)
     assert grey.shape == (6, 6, 1) and np.ptp(grey.train) <= 2
     (tmp_path / "left" / "1.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ValueError, match=r"1\.png is no picture"):
+    with pytest.raises(ValueError, match=r"1\.png is no PNG or JPEG picture"):
         read_images("folder", tmp_path)
     whole = (tmp_path / "left" / "3.png").read_bytes()
     (tmp_path / "left" / "1.png").write_bytes(whole[: len(whole) // 2])
@@ -184,6 +195,81 @@ def test_pictures_of_a_folder_are_cropped_resized_and_coloured(tmp_path):
         read_images("folder", tmp_path)
     with pytest.raises(ValueError, match=r"nothing has 0 PNG and JPEG files; accepts 100"):
         read_images("folder", tmp_path / "nothing")
+
+
+def test_pictures_as_a_viewer_shows_them(tmp_path):
+    """Of 16 bits, transparent, with a palette, and turned by their EXIF."""
+    for k in range(95):
+        Image.new("L", (8, 8), 7).save(tmp_path / f"z{k}.png")
+    deep = np.repeat(np.linspace(0, 65535, 8)[:, None], 8, 1).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "b.png")
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 9, 9, 200, 100, 50])
+    palette.save(tmp_path / "c.png", transparency=b"\xff\xff")
+    lying = np.zeros((8, 8), np.uint8)
+    lying[:, :4] = 255  # white on the left; turned by 90 degrees, above
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(lying).save(tmp_path / "d.png", exif=exif)
+    Image.new("L", (8, 8), 3).save(tmp_path / "e.bmp")
+    (tmp_path / "e.bmp").rename(tmp_path / "y.jpg")
+    with pytest.raises(ValueError, match=r"y\.jpg is no PNG or JPEG picture"):
+        read_images("folder", tmp_path)
+    (tmp_path / "y.jpg").unlink()
+    Image.new("L", (8, 8), 7).save(tmp_path / "z99.png")
+    a, b, c, d, *_ = read_folder(tmp_path, 8, 3)[0]
+    assert a[:, 0, 0].tolist() == np.linspace(0, 255, 8).round().astype(int).tolist()
+    assert (b == 255).all() and (c == (200, 100, 50)).all()
+    assert (d[:4] == 255).all() and (d[4:] == 0).all()
+
+
+def test_images_are_resized_and_coloured_on_request():
+    found = read_images("digits", "", size=16, channels=3)
+    assert found.shape == (16, 16, 3) and (np.ptp(found.train, axis=3) == 0).all()
+    own = read_images("digits", "")
+    np.testing.assert_array_equal(found.train[:, ::2, ::2, 0], own.train[..., 0])
+    with pytest.raises(ValueError, match="there are no images 'imagenet'; accepts digits, mnist"):
+        read_images("imagenet", "")
+
+
+def test_files_of_a_set_come_from_one_folder(tmp_path):
+    """Those of another set may lie beside it."""
+    write_mnist(tmp_path / "mnist")
+    x, _, test_x, _ = write_mnist(tmp_path)
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
+    assert read_images("mnist", tmp_path).train_labels is None
+    np.testing.assert_array_equal(read_images("fashion-mnist", tmp_path).train[..., 0], x)
+    np.testing.assert_array_equal(read_images("fashion-mnist", tmp_path).held_out[..., 0], test_x)
+
+
+def test_labels_are_counted_from_zero(tmp_path):
+    write_mnist(tmp_path)
+    for name, n in (("train", 100), ("t10k", 20)):
+        labels = 3 + 4 * (np.arange(n) % 5)
+        path = tmp_path / f"{name}-labels-idx1-ubyte.gz"
+        path.write_bytes(gzip.compress(idx(labels)))
+    found = read_images("mnist", tmp_path)
+    assert found.train_labels.tolist() == (np.arange(100) % 5).tolist()
+    assert found.held_out_labels.tolist() == (np.arange(20) % 5).tolist()
+
+
+def test_a_file_of_arrays(tmp_path):
+    x, labels = pictures(100), np.arange(100) % 7
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "both.npz", labels=labels, pictures=x)
+    np.savez(tmp_path / "two.npz", x, x)
+    np.save(tmp_path / "points.npy", x.reshape(100, -1))
+    assert holds_images(tmp_path / "x.npy") and holds_images(tmp_path / "both.npz")
+    assert not holds_images(tmp_path / "points.npy") and not holds_images(tmp_path / "none.npy")
+    found = read_array_file(tmp_path / "both.npz", 0)
+    assert found.shape == read_array_file(tmp_path / "x.npy", 0).shape == (8, 8, 1)
+    assert sorted(set(found.train_labels)) == list(range(7))
+    with pytest.raises(ValueError, match=r"two\.npz has arrays of shapes .*; accepts one of im"):
+        read_array_file(tmp_path / "two.npz", 0)
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"x\.npy cannot be read"):
+        read_array_file(tmp_path / "x.npy", 0)
 
 
 def test_arrays_of_images_and_what_is_none():
@@ -197,7 +283,14 @@ def test_arrays_of_images_and_what_is_none():
     for bad in (x[:99], x[..., :2], x[:, :3], x[0], np.zeros((100, 8, 300))):
         with pytest.raises(ValueError, match=r"data_path: mine\.npy has shape"):
             read_array(bad, None, "mine.npy", 0)
-    for bad in (x.astype(np.int64), x / 100, np.full(x.shape, np.nan), x / 255 - 0.5):
+    for bad in (
+        x.astype(np.int64),
+        x / 100,
+        x.astype(complex),
+        x.astype("U3"),
+        np.full(x.shape, np.nan),
+        x / 255 - 0.5,
+    ):
         with pytest.raises(ValueError, match=r"data_path: mine\.npy holds"):
             read_array(bad, None, "mine.npy", 0)
     for bad in (labels[:-1], labels / 2, labels[:, None]):
@@ -224,12 +317,16 @@ def test_what_is_downloaded_is_what_is_read(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = (tmp_path / "server" / path.name).read_bytes()
         path.write_bytes(content)
-        assert len(md5) == len(hashlib.md5(content).hexdigest())
+        assert re.fullmatch("[0-9a-f]{32}", md5)
 
     monkeypatch.setattr(images, "download", fetch)
     found = read_images("mnist", tmp_path / "data", fetch=True)
     assert len(found.train) == 100 and len(asked) == 4
     assert read_images("mnist", tmp_path / "data", fetch=True).digest() == found.digest()
+    assert len(asked) == 4
+    (tmp_path / "data" / "mnist").rename(tmp_path / "data" / "elsewhere")
+    write_mnist(tmp_path / "data" / "MNIST" / "raw", packed=False)
+    read_images("mnist", tmp_path / "data", fetch=True)  # where torchvision keeps them
     assert len(asked) == 4
     assert all(address.endswith("-ubyte.gz") for address in asked)
 

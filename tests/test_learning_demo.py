@@ -329,7 +329,7 @@ def test_a_run_is_the_same_in_all_units(tmp_path, scale, offset, d):
         data = user_data(tmp_path / f"{name}.npy", *units, d=d)
         metrics = train(small(tmp_path, data_path=data, **settings))
         run = training(saved(tmp_path / name))
-        samples = sample(tmp_path / name, 300).numpy()
+        samples = sample(tmp_path / name, 300).cpu().numpy()
         size, middle = units or (1.0, 0.0)
         distances = np.array([metrics[name] for name in ("w1", "w2", "w1_two_sample")])
         others = [metrics[name] for name in ("mmd", "kl")]
@@ -413,6 +413,7 @@ def test_changed_data_are_noticed_and_samples_need_none(tmp_path):
     train(dataclasses.replace(kept, data_path=moved))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_folder_of_a_gpu_draws_samples_without_one(tmp_path, monkeypatch):
     train(small(tmp_path, epochs=2))
     folder = tmp_path / "gaussian"
@@ -489,7 +490,7 @@ def test_the_callers_process_neither_matters_nor_changes(tmp_path, monkeypatch, 
 
 
 def test_a_checkpoint_that_is_gone_or_strange_is_told(tmp_path):
-    train(small(tmp_path, epochs=2))
+    train(small(tmp_path, epochs=2, device="cpu"))
     folder = tmp_path / "gaussian"
     kept = dataclasses.replace(saved(folder), epochs=4, show=False)
     for content in ({}, {"device": "cpu"}, torch.zeros(3)):

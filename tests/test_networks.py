@@ -29,7 +29,8 @@ def test_images_of_any_size_from_noise_and_numbers_from_images(shape, attention)
     layers, critic = generator(shape, attention), ImageCritic(shape, 8, rng(), attention)
     x = layers(torch.randn(6, 5, generator=rng()))
     assert x.shape == (6, shape[0] * shape[1] * shape[2]) and bool((x.abs() <= 1).all())
-    assert float(x.detach().std()) > 0.1
+    before = layers[:-2](torch.randn(500, 5, generator=rng(1)))  # before tanh
+    assert 0.4 < float(before.detach().std()) < 2.5
     values = critic(x)
     assert values.shape == (6,) and values.dtype == torch.float32
     values.sum().backward()
@@ -63,10 +64,15 @@ def test_attention_is_the_identity_until_its_gate_opens():
     torch.testing.assert_close(layer(x), x + 0.5 * layer.out(mixed))
 
 
-def test_the_critic_with_attention_has_layers_of_norm_one():
+def test_the_critic_with_attention_has_weights_of_norm_one():
+    """From the first, and ever better: each pass is one power iteration."""
     critic = ImageCritic((1, 12, 12), 8, rng(), attention=True)
     x = torch.randn(4, 144, generator=rng())
-    for _ in range(200):  # each pass is one power iteration
+    for layer in critic.modules():
+        if hasattr(layer, "parametrizations"):
+            norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+            assert float(norm) == pytest.approx(1, abs=0.15)
+    for _ in range(200):
         critic(x)
     bounded = [layer for layer in critic.modules() if hasattr(layer, "parametrizations")]
     assert len(bounded) == 7

@@ -62,6 +62,8 @@ class Affine(torch.nn.Linear):
 class Fixed:
     """The same data each time, fresh normal noise."""
 
+    shape = None
+
     def __init__(self, y):
         self.data, self.rng = y, torch.Generator().manual_seed(0)
 

@@ -119,6 +119,16 @@ def test_a_trained_flow_moves_noise_to_two_points():
     assert float((moved.abs() - 1)[far].abs().mean()) < 0.3
 
 
+def test_a_constant_column_stays_constant():
+    x, y = torch.randn(2, 20, 2, generator=rng())
+    y[:, 1] = 3
+    found, generator = objective(x, y)
+    generator.initialise(y, rng())
+    for _ in range(3):
+        assert bool(found.update()["loss"].isfinite())
+    assert bool((generator(x)[:, 1] == 3).all())
+
+
 def test_the_number_of_dimensions_is_the_datas():
     with pytest.raises(ValueError, match="z_dim: got 3; accepts 2, the data's, or 0"):
         check(Config(objective="ot-cfm", data_type="ring", z_dim=3))

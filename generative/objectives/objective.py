@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from generative.batches import Batches, Noise
 from generative.generators import Sampler
-from generative.networks import Critic
+from generative.networks import Critic, ImageCritic
 from generative.rules import Count, Rate
 
 
@@ -29,6 +29,8 @@ class Objective:
     @dataclass(kw_only=True)
     class Settings:
         """No settings of its own."""
+
+    ImageSettings = Settings  # extends Settings by other defaults for images, if there are any
 
     advice: ClassVar[str] = "a smaller lr"
 
@@ -83,7 +85,10 @@ class CriticObjective(Objective):
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
-        self.critic = Critic(batches.data, config.c_dim, batches.rng)
+        if batches.shape is None:
+            self.critic = Critic(batches.data, config.c_dim, batches.rng)
+        else:
+            self.critic = ImageCritic(batches.shape, config.c_dim, batches.rng, config.attention)
         self.optimizer = self.make_optimizer(generator, config.lr)
         self.critic_optimizer = self.make_optimizer(self.critic, config.critic_lr)
         self.parts = {

@@ -30,6 +30,10 @@ class OtCfm(Objective):
         coupled: Flag = True  # pair noise and data by exact plans; otherwise at random
         updates_per_plan: Count = 8  # updates, at fresh times, on the pairs of each plan
 
+    @dataclass(kw_only=True)
+    class ImageSettings(Settings):
+        z_dim: int = 0
+
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=config.lr, fused=True)
@@ -52,7 +56,8 @@ class OtCfm(Objective):
         data's standard deviation; it does not fall to 0 where paths cross.
         """
         generator, rng = self.generator, self.batches.rng
-        y = ((self.batches.points() - generator.mean) / generator.std).float()
+        std = generator.std.where(generator.std > 0, 1)  # a column may be constant
+        y = ((self.batches.points() - generator.mean) / std).float()
         x = self.batches.noise()[:, : y.shape[1]]
         if self.config.coupled:
             y = y[solve_sample(x, y).plan.argmax(1)]

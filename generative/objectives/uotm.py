@@ -48,6 +48,10 @@ class Uotm(CriticObjective):
         tau: Scale = 0.1  # weight of the transport cost
         penalty: Weight = 0.01  # weight of the penalty on the potential's slope
 
+    @dataclass(kw_only=True)
+    class ImageSettings(Settings):
+        z_dim: int = 0
+
     advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):

@@ -65,6 +65,11 @@ class Wgan(WassersteinCritic):
 
     advice: ClassVar = "a smaller lr, critic_lr or clip"
 
+    @classmethod
+    def check(cls, config, target) -> None:
+        if getattr(config, "attention", False):  # its spectral norm undoes the clipping
+            raise ValueError("attention: got True; wgan, which clips weights, accepts False")
+
     def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(network.parameters(), lr=lr)
 
