@@ -69,6 +69,8 @@ MAP_TARGET = mixture([2 / 3, 1 / 3], [[2.0], [-1.0]], [0.5, 0.5], WINDOW)
 class Toy:
     """Minibatches of a fixed set of target points, and of a source."""
 
+    shape = None  # they are no images
+
     def __init__(self, settings: Settings, target: Target, source: Tensor | None):
         self.settings, self.source = settings, source
         self.rng = torch.Generator().manual_seed(settings.seed)
