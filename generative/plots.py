@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.text import Text
 from PIL import Image
 
 from generative.runs import written_whole
@@ -134,18 +135,14 @@ class FitPlot:
         self._axes.plot(x, density, color=TARGET, linewidth=2, label="target density")
         self._axes.set(xlim=window, ylim=(0, 1.6 * density.max()))
         self._axes.set(xlabel=_labels(target)[0], ylabel="density")
-        self._axes.set_title(" ", loc="left", fontsize=11)
+        self._title = _long_title(figure)
         self._axes.legend(loc="upper right", frameon=False)
         self._axes.spines[["top", "right"]].set_visible(False)
 
     def show(self, frame: np.ndarray, title: str) -> None:
         """Set what :func:`frame` gave, and the title."""
         self._bars.set_data(values=frame)
-        self._set_title(title)
-
-    def _set_title(self, title: str) -> None:
-        """A title in which a file's name may hold dollar signs."""
-        self._axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        self._title.set_text(title)
 
 
 class PlaneFitPlot(FitPlot):
@@ -180,12 +177,17 @@ class PlaneFitPlot(FitPlot):
         self._axes.set(xlim=horizontal, ylim=vertical, aspect="equal")
         xlabel, ylabel = _labels(target)
         self._axes.set(xlabel=xlabel, ylabel=ylabel)
-        self._axes.set_title(" ", loc="left", fontsize=11)
+        self._title = _long_title(figure)
         self._axes.legend(handles=handles, loc="upper right", fontsize=8)
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._dots.set_data(*np.asarray(frame).T)
-        self._set_title(title)
+        self._title.set_text(title)
+
+
+def _long_title(figure: Figure | SubFigure) -> Text:
+    """A title that may be wider than square axes, and hold a file's name with dollar signs."""
+    return figure.suptitle(" ", x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
 class ImageFitPlot(FitPlot):
@@ -193,7 +195,7 @@ class ImageFitPlot(FitPlot):
 
     def __init__(self, target: Target, figure: Figure | SubFigure):
         self.figure = figure
-        self._title = figure.suptitle(" ", x=0.01, ha="left", fontsize=11, parse_math=False)
+        self._title = _long_title(figure)
         generated, real = figure.subplots(1, 2)
         empty = np.zeros((SIDE**2, *target.images.shape), np.uint8)
         self._image = self._draw(generated, empty, "generated")
