@@ -70,8 +70,8 @@ class Config:
     """
 
     data_type: str = "gaussian"  # target: uniform, gaussian, mixture, outlier; on the plane
-    # ring, grid, moons, swiss-roll, checkerboard; images digits, mnist, fashion-mnist, cifar10,
-    # folder
+    # ring, grid, moons, swiss-roll, checkerboard; images: digits, mnist, fashion-mnist,
+    # cifar10, folder
     data_size: int = 50000  # samples in the data set
     batchsize: int = 512  # samples in a minibatch
     lr: float = 1e-4  # learning rate at the end of the run
@@ -79,8 +79,7 @@ class Config:
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
 
-    data_path: str = ""  # your own data instead: a .npy file of points (n, d), or of images
-    # (n, h, w) or (n, h, w, c); an .npz file of images and labels
+    data_path: str = ""  # your own data instead: a .npy file of points (n, d) or of images
     objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp,
     # assignment, assignment-fast, uotm, ot-cfm
     steps_per_epoch: int = 1  # minibatches in a round
@@ -185,9 +184,8 @@ class Training:
         )
         noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, target.shape)
-        self.few = 1 if target.shape is None else 10  # times fewer samples of images
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
-        self.yardstick = Yardstick(target, data, self.new_rng(2), full=False)
+        self.yardstick = self.new_yardstick(data, 2, full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
         self.epoch = 0
         self.seconds = 0.0
@@ -198,6 +196,10 @@ class Training:
     def new_rng(self, number: int) -> torch.Generator:
         """Random numbers by the run's seed: 0 for training, others for what it must not see."""
         return stream(self.config.seed, number, self.device)
+
+    def new_yardstick(self, data: Tensor, number: int, full: bool) -> Yardstick:
+        """What measures the generator, with random numbers of its own."""
+        return Yardstick(self.target, data, self.new_rng(number), full, self.generator.thrift)
 
     def run_epoch(self) -> None:
         """`steps_per_epoch` minibatches, at rates that fall linearly from epoch to epoch."""
@@ -214,7 +216,7 @@ class Training:
         BatchNorm's own running statistics lag behind the weights and spoil the samples.
         """
         noise = self.generator.noise(
-            STATISTICS // self.few, self.new_rng(1), self.config.stratified
+            STATISTICS // self.generator.thrift, self.new_rng(1), self.config.stratified
         )
         together = len(noise) if self.target.shape is None else self.generator.rows
         update_bn(noise.split(together), self.averaged)
@@ -231,7 +233,7 @@ class Training:
             if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
         sample = partial(self.sampler().sample, seed=self.config.seed)
-        x = sample(SHOWN // self.few)
+        x = sample(SHOWN // self.generator.thrift)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
         self.history.append({"epoch": self.epoch, **means, **self.yardstick.measure(sample)})
@@ -250,7 +252,7 @@ class Training:
 
     def metrics(self) -> dict:
         """How far the generator is from the target, beside what it could reach at best."""
-        yardstick = Yardstick(self.target, self.batches.data, self.new_rng(3), full=True)
+        yardstick = self.new_yardstick(self.batches.data, 3, full=True)
         sample = partial(self.sampler().sample, seed=self.config.seed)
         found = yardstick.measure(sample) | yardstick.reference
         if self.target.centres is not None:
@@ -382,7 +384,7 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     save_checkpoint(folder / "generator.pt", run.weights())
 
     name, verdict = data_name(config), plots.verdict(metrics, target)
-    x = run.sampler().sample(SHOWN // run.few, config.seed)
+    x = run.sampler().sample(SHOWN // run.generator.thrift, config.seed)
     display.fit.show(plots.frame(x.cpu().numpy(), target), f"{name}: {verdict}")
     display.refresh()
     plots.save_figure(display.fit.figure, folder / "final.png")

@@ -1,6 +1,7 @@
 """What all generators share, and one that follows a velocity."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,11 @@ class Sampler(nn.Module):
     noise : Noise
         What it turns into samples.
     mean, std : float64 tensors (x_dim,)
+    thrift : int
+        How many times fewer samples figures and distances take than of a small network.
     """
+
+    thrift: ClassVar[int] = 1
 
     def __init__(self, noise: Noise, x_dim: int):
         super().__init__()
@@ -66,6 +71,8 @@ class Sampler(nn.Module):
 class ImageGenerator(Sampler):
     """Images by transposed convolutions, as rows of pixels from -1 to 1."""
 
+    thrift: ClassVar = 10
+
     def __init__(self, noise: Noise, g_dim: int, shape: tuple[int, int, int], attention: bool):
         super().__init__(noise, math.prod(shape))
         self.register_buffer("shape", torch.tensor(shape))
@@ -85,6 +92,8 @@ class Flow(Sampler):
     The velocity is a network with residual blocks, each of LayerNorm, SiLU and a linear layer. It
     is 0 at first, so that the flow leaves the noise where it is.
     """
+
+    thrift: ClassVar = 8
 
     def __init__(self, noise: Noise, g_dim: int, x_dim: int, steps: int, blocks: int = 3):
         super().__init__(noise, x_dim)

@@ -133,6 +133,8 @@ class Yardstick:
         Draws the fresh samples, 12 pairs of sets (5 if not `full`).
     full : bool
         Whether to take all of METRICS, with many samples; otherwise W1 and W2, with few.
+    thrift : int
+        How many times fewer samples to hold against a law.
 
     Attributes
     ----------
@@ -143,8 +145,11 @@ class Yardstick:
         standard deviation.
     """
 
-    def __init__(self, target: Target, data: Tensor, rng: torch.Generator, full: bool):
+    def __init__(
+        self, target: Target, data: Tensor, rng: torch.Generator, full: bool, thrift: int = 1
+    ):
         self.target, self.full, self.reference = target, full, {}
+        self.nodes = (NODES if full else FEW_NODES) // thrift
         names = [
             name for name in (METRICS if full else LAW) if target.dim > 1 or name != "sliced_w2"
         ]
@@ -171,7 +176,7 @@ class Yardstick:
         """
         found = {}
         if self.to_law:
-            x = sample(NODES if self.full else FEW_NODES, stratified=True)
+            x = sample(self.nodes, stratified=True)
             found = dict(zip(self.to_law, law_distances(x, self.target, len(x))))
         if self.names:
             sets = sample(sum(len(y) for y, _ in self.pairs))
