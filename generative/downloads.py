@@ -57,12 +57,14 @@ def _fetch_whole(address: str, part: Path, md5: str) -> None:
     """Complete a file of this digest; what is there of another file is fetched anew."""
     resumed = part.exists()
     _fetch(address, part)
-    if resumed and digest(part, "md5") != md5:
-        part.unlink()
-        _fetch(address, part)
-    if digest(part, "md5") != md5:
-        part.unlink()
+    with open(part, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found == md5:
+        return
+    part.unlink()
+    if not resumed:
         raise OSError("what it sends is not the published file: its MD5 is another one")
+    _fetch_whole(address, part, md5)
 
 
 def _fetch(address: str, part: Path) -> None:
@@ -91,9 +93,3 @@ def _fetch(address: str, part: Path) -> None:
                 progress.update(len(block))
             if total is not None and file.tell() < total:
                 raise http.client.HTTPException("the connection broke off")
-
-
-def digest(path: Path, kind: str = "sha256") -> str:
-    """Of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
