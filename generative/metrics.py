@@ -172,7 +172,8 @@ class Yardstick:
         """Distances in the data's units; to fresh samples, means over the sets.
 
         `sample(n, stratified=...)` gives n generated samples (n, d). The distance to a law takes a
-        million stratified ones, or 65,536 if not `full`, so that it has next to no chance in it.
+        million stratified ones, or 65,536 if not `full`, over `thrift`, so that it has next to no
+        chance in it.
         """
         found = {}
         if self.to_law:
