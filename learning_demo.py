@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -30,11 +29,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from generative import plots
 from generative.batches import Batches, Noise, noise_of, stream
 from generative.display import Display, due_after, has_window
-from generative.generators import ImageGenerator, Sampler
+from generative.features import Autoencoder, learnt_autoencoder
+from generative.generators import Decoded, ImageGenerator, Sampler
+from generative.image_yardstick import ImageYardstick, new_eye
 from generative.metrics import Yardstick, mode_shares
 from generative.networks import linear, mirror
 from generative.objectives import OBJECTIVES
 from generative.process import unaffected
+from generative.run_settings import (
+    check_checkpoint,
+    data_name,
+    from_command_line,
+    kept_settings,
+    own_defaults,
+    saved_config,
+    settled,
+)
 from generative.runs import (
     claimed,
     ctrl_c_asks,
@@ -45,16 +55,7 @@ from generative.runs import (
     write_csv,
     write_json,
 )
-from generative.settings import (
-    check_checkpoint,
-    data_name,
-    from_command_line,
-    kept_settings,
-    own_defaults,
-    saved_config,
-    settings,
-    settled,
-)
+from generative.settings import settings
 from generative.targets import Target
 
 STATISTICS = 20000  # noise for the sampler's BatchNorm
@@ -76,12 +77,13 @@ class Config:
     batchsize: int = 512  # samples in a minibatch
     lr: float = 1e-4  # learning rate at the end of the run
     epochs: int = 1000  # training rounds
+    seconds: float = 0.0  # train for this time instead; measuring comes on top; 0: for `epochs`
     beta: float = 0.05  # IPOT's proximal step, in units of the minibatch's largest cost
     plot_interval: int = 200  # rounds between figures, which are also checkpoints
 
     data_path: str = ""  # your own data instead: a .npy file of points (n, d) or of images
-    objective: str = "ipot"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp,
-    # assignment, assignment-fast, uotm, ot-cfm
+    objective: str = "auto"  # what to minimise: ipot, ipot-exact, sinkhorn, wgan, wgan-gp,
+    # assignment, assignment-fast, uotm, ot-cfm; auto is ipot for points and ot-cfm for images
     steps_per_epoch: int = 1  # minibatches in a round
     lr_factor: float = 200.0  # learning rates start at this multiple and fall to lr; 1: constant
     stratified: bool = True  # spread a minibatch's noise and data evenly
@@ -160,8 +162,14 @@ def load_generator(folder: str | Path, device: str = "auto") -> Sampler:
     """
     device = torch.device(device_name(device))
     weights = load_checkpoint(Path(folder) / "generator.pt", device)
-    shape = weights["shape"].tolist() if "shape" in weights else None
-    generator = new_generator(saved_config(Config, folder), len(weights["mean"]), shape)
+    config, shape = saved_config(Config, folder), None
+    if "shape" in weights:
+        shape = tuple(weights["shape"].tolist())
+    if config.of_space == "latent":
+        autoencoder = Autoencoder(shape, config.latent_dim)
+        generator = Decoded(new_generator(config, config.latent_dim, None), autoencoder)
+    else:
+        generator = new_generator(config, len(weights["mean"]), shape)
     generator.load_state_dict(weights, assign=True)
     return generator.eval()
 
@@ -170,45 +178,69 @@ class Training:
     """All state of a run: what a checkpoint holds and an update changes.
 
     Data and samples are in the target's standard units, distances in the history in the data's.
+    In the space "latent" the objective and its generator see an autoencoder's latents of the data.
     """
 
-    def __init__(self, config: Config, target: Target):
+    def __init__(self, config: Config, target: Target, learnt: dict[str, Tensor] | None = None):
+        """`learnt` are weights of the autoencoder, which otherwise learns first."""
         self.config, self.target = config, target
         self.device = torch.device(device_name(config.device))
         rng = self.new_rng(0)
-        data = target.draw(config.data_size, rng)
-        self.generator = new_generator(config, target.dim, target.shape).to(self.device)
+        self.data = data = target.draw(config.data_size, rng)
+        self.spent = 0.0  # seconds of training
+        self.autoencoder, shape = None, target.shape
+        if config.of_space == "latent":
+            started, rng_of_it = time.perf_counter(), self.new_rng(7)
+            self.autoencoder = learnt_autoencoder(config, data, shape, rng_of_it, learnt)
+            self.spent, shape = time.perf_counter() - started, None
+            data = self.autoencoder.encode(data)
+        self.generator = new_generator(config, data.shape[1], shape).to(self.device)
         self.generator.initialise(data, rng)
         self.averaged = AveragedModel(
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
         )
         noise = self.generator.noise
-        self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, target.shape)
+        self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, shape)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
-        self.yardstick = self.new_yardstick(data, 2, full=False)
+        self.eye = new_eye(target.images, self.new_rng(4)) if target.images else None
+        self.yardstick = self.new_yardstick(2, full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
+        self.shown = plots.SIDE**2 if target.images else SHOWN // self.generator.thrift
         self.epoch = 0
         self.seconds = 0.0
         self.logged: list[dict[str, Tensor]] = []  # since the last row of the history
         self.history: list[dict] = []
-        self.frames: list[list] = []  # what a figure shows, one for each row of the history
+        self.frames: list[Tensor] = []  # what a figure shows, one for each row of the history
 
     def new_rng(self, number: int) -> torch.Generator:
         """Random numbers by the run's seed: 0 for training, others for what it must not see."""
         return stream(self.config.seed, number, self.device)
 
-    def new_yardstick(self, data: Tensor, number: int, full: bool) -> Yardstick:
+    def new_yardstick(self, number: int, full: bool) -> Yardstick | ImageYardstick:
         """What measures the generator, with random numbers of its own."""
-        return Yardstick(self.target, data, self.new_rng(number), full, self.generator.thrift)
+        rng = self.new_rng(number)
+        if self.eye:
+            inception = self.config.inception
+            return ImageYardstick(self.target, self.data, self.eye, rng, full, inception)
+        return Yardstick(self.target, self.data, rng, full, self.generator.thrift)
+
+    @property
+    def done(self) -> float:
+        """The part of the training that it has behind it."""
+        seconds = self.config.seconds
+        return min(1.0, self.spent / seconds if seconds else self.epoch / self.config.epochs)
 
     def run_epoch(self) -> None:
         """`steps_per_epoch` minibatches, at rates that fall linearly from epoch to epoch."""
-        left = 1 - self.epoch / self.config.epochs
+        started, left = time.perf_counter(), 1 - self.done
         self.epoch += 1
         self.objective.set_rates(1 + (self.config.lr_factor - 1) * left)
         for _ in range(self.config.steps_per_epoch):
             self.logged.append(self.objective.update())
         self.averaged.update_parameters(self.generator)
+        if self.config.seconds and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.spent += time.perf_counter() - started
 
     def sampler(self) -> Sampler:
         """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.
@@ -218,9 +250,10 @@ class Training:
         noise = self.generator.noise(
             STATISTICS // self.generator.thrift, self.new_rng(1), self.config.stratified
         )
-        together = len(noise) if self.target.shape is None else self.generator.rows
+        together = len(noise) if self.batches.shape is None else self.generator.rows
         update_bn(noise.split(together), self.averaged)
-        return self.averaged.module.eval()
+        generator = self.averaged.module.eval()
+        return Decoded(generator, self.autoencoder) if self.autoencoder else generator
 
     def evaluate(self) -> None:
         """Add a row to the history and a frame to the animation."""
@@ -233,17 +266,11 @@ class Training:
             if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
         sample = partial(self.sampler().sample, seed=self.config.seed)
-        x = sample(SHOWN // self.generator.thrift)
+        x = sample(self.shown)
         if not bool(x.isfinite().all()):
             raise ValueError("samples are no longer finite")
         self.history.append({"epoch": self.epoch, **means, **self.yardstick.measure(sample)})
-        self.frames.append(plots.frame(x.cpu().numpy(), self.target).tolist())
-
-    @torch.no_grad()
-    def mapped_grid(self) -> np.ndarray:
-        """Where the generator takes the lines of a square grid in two dimensions of noise."""
-        lines = self.generator.noise.square_grid().to(self.device)
-        return self.sampler()(lines.flatten(0, 1)).view(lines.shape).cpu().numpy()
+        self.frames.append(torch.from_numpy(plots.frame(x.cpu().numpy(), self.target)))
 
     def title(self, row: dict) -> str:
         """The title of the figure for a row of the history."""
@@ -252,9 +279,11 @@ class Training:
 
     def metrics(self) -> dict:
         """How far the generator is from the target, beside what it could reach at best."""
-        yardstick = self.new_yardstick(self.batches.data, 3, full=True)
+        yardstick = self.new_yardstick(3, full=True)
         sample = partial(self.sampler().sample, seed=self.config.seed)
         found = yardstick.measure(sample) | yardstick.reference
+        if self.eye:
+            found["features"] = self.eye.words
         if self.target.centres is not None:
             found |= mode_shares(sample(SHOWN), self.target)
         return found | {"steps": self.epoch * self.config.steps_per_epoch}
@@ -279,7 +308,9 @@ class Training:
             "device": self.device.type,
             "data": self.target.digest,
             "settings": kept_settings(self.config),
+            "autoencoder": self.autoencoder and self.autoencoder.state_dict(),
             "epoch": self.epoch,
+            "spent": self.spent,
             "seconds": self.seconds,
             "history": self.history,
             "frames": self.frames,
@@ -298,8 +329,9 @@ class Training:
             check_checkpoint(state, self.config, self.target, self.device)
             for part in ("generator", "averaged", "objective", "batches"):
                 getattr(self, part).load_state_dict(state[part])
-            for part in ("epoch", "seconds", "history", "frames", "logged"):
+            for part in ("epoch", "spent", "seconds", "history", "frames", "logged"):
                 setattr(self, part, state[part])
+            self.frames = [frame.cpu() for frame in self.frames]
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the checkpoint does not fit the run's settings: {reason}") from None
@@ -320,16 +352,19 @@ def train(config: Config) -> dict:
     """
     started = time.perf_counter()
     config, target = settled(config)
-    run = Training(config, target)
     folder = Path(config.resume or new_run_folder(config.output_dir, data_name(config)))
     with claimed(folder):
-        if (folder / "checkpoint.pt").exists():
-            run.restore(load_checkpoint(folder / "checkpoint.pt", run.device))
-            print(f"Resuming {folder} after epoch {run.epoch}")
+        saved, path = None, folder / "checkpoint.pt"
+        if path.exists():
+            saved = load_checkpoint(path, torch.device(device_name(config.device)))
         elif (folder / "metrics.json").exists():
             raise ValueError(f"resume: the finished run in {folder} has lost its checkpoint.pt")
         else:
             print(f"Writing to {folder}{own_defaults(config)}")
+        run = Training(config, target, (saved or {}).get("autoencoder"))
+        if saved is not None:
+            run.restore(saved)
+            print(f"Resuming {folder} after epoch {run.epoch}")
         write_json(folder / "config.json", dataclasses.asdict(config))
         try:
             with ctrl_c_asks() as stop:
@@ -343,7 +378,7 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
     """Train to the last epoch, with figures and checkpoints on the way."""
     config = run.config
     events = folder / "tensorboard" if config.tensorboard else None
-    with Display(run.target, config.epochs, run.epoch, config.show, events) as display:
+    with Display(run.target, config, run.epoch, run.spent, events) as display:
 
         def show(with_figure: bool) -> None:
             row = run.history[-1]
@@ -354,10 +389,10 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
         if not run.history:
             run.evaluate()
             show(with_figure=True)
-        while run.epoch < config.epochs:
-            due = due_after(run.epoch + 1, config.epochs, config.plot_interval)
+        while run.done < 1:
             try:
                 run.run_epoch()
+                due = due_after(run.epoch, run.done == 1, config.plot_interval)
                 if due:
                     run.evaluate()
             except ValueError as error:  # also the solver's: samples that are no longer finite
@@ -367,11 +402,11 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
                 ) from None
             if due:
                 show(with_figure=due == "figure")
-            display.progress.update()
+            display.advance(run.epoch, run.spent)
             if due == "figure" or (stop.is_set() and run.is_finite()):
                 run.seconds = time.perf_counter() - started
                 save_checkpoint(folder / "checkpoint.pt", run.state())
-            if stop.is_set() and run.epoch < config.epochs:
+            if stop.is_set() and run.done < 1:
                 raise KeyboardInterrupt
         return _finish(run, folder, started, display)
 
@@ -384,7 +419,8 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     save_checkpoint(folder / "generator.pt", run.weights())
 
     name, verdict = data_name(config), plots.verdict(metrics, target)
-    x = run.sampler().sample(SHOWN // run.generator.thrift, config.seed)
+    sampler = run.sampler()
+    x = sampler.sample(run.shown, config.seed)
     display.fit.show(plots.frame(x.cpu().numpy(), target), f"{name}: {verdict}")
     display.refresh()
     plots.save_figure(display.fit.figure, folder / "final.png")
@@ -392,7 +428,11 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
         plots.curves(run.history, run.yardstick.reference, target), folder / "curves.png"
     )
     if target.dim == run.generator.noise.dim == 2:
-        plots.save_figure(plots.noise_map(run.mapped_grid(), target), folder / "map.png")
+        plots.save_figure(plots.noise_map(sampler, target), folder / "map.png")
+    if target.images:
+        for figure in (plots.nearest, plots.walk):
+            drawn = figure(sampler, run.data, target, config.seed)
+            plots.save_figure(drawn, folder / f"{figure.__name__}.png")
     titles = [run.title(row) for row in run.history]
     plots.save_animation(run.frames, titles, target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)

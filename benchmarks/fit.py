@@ -23,7 +23,7 @@ from benchmarks.published import initialise
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.process import unaffected
-from generative.settings import settled
+from generative.run_settings import settled
 from learning_demo import Config as Settings
 from learning_demo import Generator, Training
 
@@ -34,8 +34,9 @@ CHANGES = {
     "constant rate": {"lr": 2e-3, "lr_factor": 1.0},
     "one update on each plan": {"updates_per_plan": 1},
     "32 iterations for each plan": {"num_proximal": 32},
-    "32 iterations, debiased": {"num_proximal": 32, "debiased": True},
+    "debiased": {"debiased": True},
     "exact plans": {"objective": "ipot-exact"},
+    "exact plans, debiased": {"objective": "ipot-exact", "debiased": True},
     "random first map": {},
 }
 

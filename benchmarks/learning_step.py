@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.published import initialise, training_step
 from benchmarks.table import machine, show, write_csv
 from generative.process import unaffected
-from generative.settings import settled
+from generative.run_settings import settled
 from learning_demo import Config as Settings
 from learning_demo import Training
 

@@ -12,11 +12,7 @@ the mixture and on the grid, those of ot-cfm on the ring and on the grid. Those 
 their authors'.
 """
 
-import json
 import math
-import multiprocessing
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,14 +21,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
+from benchmarks.cells import run_cells
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.objectives import OBJECTIVES
 from generative.process import unaffected
-from generative.runs import written_whole
-from generative.settings import settled
+from generative.run_settings import settled
 from generative.targets import TARGETS
 from learning_demo import Config as Settings
 from learning_demo import Training
@@ -50,9 +45,9 @@ class Config:
     output_dir: str = "outputs/benchmarks/objectives"  # cells, table and figure
 
 
-def settings(objective: str, target: str, seed: int) -> Settings:
+def settings(objective: str, target: str, seed: int, seconds: float) -> Settings:
     """Each objective's defaults, and the same network."""
-    changes = {"data_type": target, "seed": seed, "epochs": 10**9, "device": "cpu"}
+    changes = {"data_type": target, "seed": seed, "seconds": seconds, "device": "cpu"}
     return Settings(objective=objective, **changes)
 
 
@@ -60,21 +55,17 @@ def settings(objective: str, target: str, seed: int) -> Settings:
 def run_cell(objective: str, target: str, seed: int, seconds: float) -> dict:
     """Train and measure."""
     torch.set_num_threads(1)
-    run, spent = Training(*settled(settings(objective, target, seed))), 0.0
+    run = Training(*settled(settings(objective, target, seed, seconds)))
     found = {"objective": objective, "target": target, "seed": seed, "failed": ""}
     try:
-        while spent < seconds:
-            started = time.perf_counter()
+        while run.done < 1:
             run.run_epoch()
             run.logged.clear()
-            spent += time.perf_counter() - started
-            # As many as fit: where rates fall, they fall with the time.
-            run.config.epochs = max(run.epoch + 1, int(run.epoch * seconds / spent))
     except ValueError as error:  # from the solver: samples are no longer finite
         found["failed"] = str(error)
     sample = run.sampler().sample
     x = sample(50000, seed + 3)
-    found |= {"steps": run.epoch * run.config.steps_per_epoch, "seconds": round(spent, 1)}
+    found |= {"steps": run.epoch * run.config.steps_per_epoch, "seconds": round(run.spent, 1)}
     if not bool(x.isfinite().all()):
         found["failed"] = found["failed"] or "samples are not finite"
         return found
@@ -85,23 +76,14 @@ def run_cell(objective: str, target: str, seed: int, seconds: float) -> dict:
     return found | {"frame": plots.frame(x.cpu().numpy(), run.target).tolist()}
 
 
-def cell_path(config: Config, cell: tuple[str, str, int]) -> Path:
+def all_cells(config: Config) -> tuple[list[dict], Path]:
+    """Those of the table, and the folder that keeps them."""
+    cells = {
+        "_".join(map(str, cell)): (*cell, config.seconds)
+        for cell in product(config.objectives, config.targets, range(config.seeds))
+    }
     folder = Path(config.output_dir) / f"{config.seconds:g}s"
-    return folder / "{}_{}_{}.json".format(*cell)
-
-
-def run_cells(config: Config) -> list[dict]:
-    """All cells, those that are missing being run first."""
-    cells = list(product(config.objectives, config.targets, range(config.seeds)))
-    missing = [cell for cell in cells if not cell_path(config, cell).exists()]
-    cell_path(config, cells[0]).parent.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.jobs, mp_context=context) as pool:
-        running = {pool.submit(run_cell, *cell, config.seconds): cell for cell in missing}
-        for done in tqdm(as_completed(running), total=len(missing), unit="cell"):
-            with written_whole(cell_path(config, running[done])) as path:
-                path.write_text(json.dumps(done.result()))
-    return [json.loads(cell_path(config, cell).read_text()) for cell in cells]
+    return run_cells(run_cell, cells, folder, config.jobs), folder
 
 
 def table(cells: list[dict]) -> list[dict]:
@@ -170,12 +152,11 @@ def draw_fits(config: Config, cells: list[dict], path: Path) -> None:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     for objective, target in product(config.objectives, config.targets):
-        settled(settings(objective, target, 0))
-    cells = run_cells(config)
+        settled(settings(objective, target, 0, config.seconds))
+    cells, folder = all_cells(config)
     rows = table(cells)
     print(machine())
     show(rows)
-    folder = cell_path(config, ("", "", 0)).parent
     write_csv(rows, folder / "objectives.csv")
     draw_fits(config, cells, folder / "objectives.png")
     print(f"Written to {folder / 'objectives.png'}")

@@ -22,7 +22,7 @@ from exactot.costs import squared_distances
 from generative import plots
 from generative.objectives.ipot import Ipot
 from generative.process import unaffected
-from generative.settings import settled
+from generative.run_settings import settled
 from learning_demo import Config as Settings
 from learning_demo import Training
 

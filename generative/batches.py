@@ -1,5 +1,7 @@
 """Minibatches of a training: noise, and points of a data set, independent or stratified."""
 
+import math
+
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -63,6 +65,16 @@ class Noise:
             return z
         chosen = torch.randint(len(self.centres), (n,), generator=rng, device=rng.device)
         return self.centres.to(rng.device)[chosen] + self.sigma * z
+
+    def walks(self, count: int, steps: int, rng: torch.Generator) -> Tensor:
+        """Noise (count, steps, dim) on ways from one draw to another, on which it keeps its law if
+        that is gaussian.
+        """
+        first, last = (self(count, rng)[:, None] for _ in range(2))
+        t = torch.linspace(0, 1, steps, device=rng.device, dtype=torch.float32)[:, None]
+        if self.latent == "gaussian":
+            return (math.pi / 2 * t).cos() * first + (math.pi / 2 * t).sin() * last
+        return torch.lerp(first, last, t)
 
     def square_grid(self) -> Tensor:
         """Lines of a square grid in two dimensions of noise, (42, 200, 2): upright ones first."""

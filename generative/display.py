@@ -4,6 +4,7 @@ import io
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,14 +30,14 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def due_after(epoch: int, epochs: int, interval: int) -> str:
+def due_after(epoch: int, last: bool, interval: int) -> str:
     """What an epoch ends with: a "figure", a "look" at the fit, or nothing ("").
 
     Looks are spaced geometrically at first, and from then on by a fifth of the interval between
     figures.
     """
     gap = max(1, interval // 5)
-    if epoch in (1, epochs) or epoch % interval == 0:
+    if epoch == 1 or last or epoch % interval == 0:
         return "figure"
     if epoch < gap and epoch.bit_count() == 1:  # powers of two
         return "figure" if epoch.bit_length() % 2 else "look"
@@ -51,23 +52,29 @@ class Display:
 
     Parameters
     ----------
-    epochs, done : int
-        Those of the run, and those that it has behind it.
-    show : bool
-        Whether to show the figure in a window or a notebook.
+    config
+        The run's settings.
+    epochs, spent : int and float
+        What the run has behind it, in epochs and in seconds of training.
     events : Path or None
         A folder for TensorBoard's events.
     """
 
-    def __init__(self, target: Target, epochs: int, done: int, show: bool, events: Path | None):
-        self.notebook = show and in_notebook()
-        self.window = show and not self.notebook and has_window()
+    def __init__(self, target: Target, config: Any, epochs: int, spent: float, events: Path | None):
+        self.notebook = config.show and in_notebook()
+        self.window = config.show and not self.notebook and has_window()
         self.cell = None  # the notebook's picture
         self.fit = plots.fit_plot(target, _window() if self.window else plots.new_figure())
         if self.window:
             self.fit.figure.show()
-        self.events = summary_writer()(events, purge_step=done + (done > 0)) if events else None
-        self.progress = tqdm(total=epochs, initial=done, unit="epoch")
+        purge = epochs + (epochs > 0)
+        self.events = summary_writer()(events, purge_step=purge) if events else None
+        self.seconds = config.seconds
+        if self.seconds:
+            form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}"
+            self.progress = tqdm(total=self.seconds, initial=spent, bar_format=form)
+        else:
+            self.progress = tqdm(total=config.epochs, initial=epochs, unit="epoch")
 
     def __enter__(self) -> "Display":
         return self
@@ -77,11 +84,18 @@ class Display:
         if self.events:
             self.events.close()
 
+    def advance(self, epochs: int, spent: float) -> None:
+        """Move the progress bar on to these epochs or seconds of training."""
+        reached = min(spent, self.seconds) if self.seconds else epochs
+        self.progress.update(reached - self.progress.n)
+
     def look(self, frame: np.ndarray, title: str, row: dict[str, float]) -> None:
         """Show the fit at an epoch, and write the figures of a row of the history."""
         self.fit.show(frame, title)
         self.refresh()
-        shown = {name: f"{row[name]:.3g}" for name in ("loss", "w1", "w2") if name in row}
+        shown = {
+            name: f"{row[name]:.3g}" for name in ("loss", "w1", "w2", "frechet") if name in row
+        }
         self.progress.set_postfix(shown)
         if self.events:
             for name, value in row.items():

@@ -4,7 +4,10 @@ Both are small networks that are trained on the images first. Images are rows (n
 from -1 to 1.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from torch.nn.functional import (
     pad,
 )
 from torch.nn.utils import skip_init
+from tqdm import tqdm
 
 from generative.networks import SLOPE, initialise, linear
 from generative.process import unaffected
@@ -25,6 +29,8 @@ BLUR = 0.1  # noise on latents, in units of their standard deviation, while the 
 FEATURES = 84  # of the classifier
 SMALL = 16  # pixels of a side
 CHUNK = 1000  # images at once
+SIZE = 100  # images in a minibatch
+RATE = 2e-3  # of learning, at first
 
 
 def shift(rows: Tensor, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
@@ -44,20 +50,37 @@ def shift(rows: Tensor, shape: tuple[int, int, int], rng: torch.Generator) -> Te
     return images[at, channel, i, j].flatten(1)
 
 
-def minibatches(n: int, size: int, steps: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Indices of `steps` minibatches, which walk through n points in ever new random orders."""
-    size = min(size, n)
-    order, place = torch.randperm(n, generator=rng, device=rng.device), 0
-    for _ in range(steps):
-        if place + size > n:
-            order, place = torch.randperm(n, generator=rng, device=rng.device), 0
-        yield order[place : place + size]
-        place += size
+def minibatches(n: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Indices of minibatches, which walk through n points in ever new random orders, for ever."""
+    size = min(SIZE, n)
+    while True:
+        order = torch.randperm(n, generator=rng, device=rng.device)
+        yield from order[: n // size * size].split(size)
 
 
-def falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A rate that falls linearly to 0."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+def portions(steps: int, seconds: float = 0.0, words: str = "") -> Iterator[float]:
+    """The part of a training that is done before each of its steps, from 0 to below 1.
+
+    It lasts for `steps` steps or, if they are not 0, for `seconds`. If there are words for it a
+    progress bar shows it.
+    """
+    started, form = time.perf_counter(), "{desc}: {percentage:.0f}%|{bar}| {elapsed}"
+    with tqdm(total=1.0, desc=words, bar_format=form, mininterval=0.5, disable=not words) as bar:
+        for step in itertools.count():
+            done = (time.perf_counter() - started) / seconds if seconds else step / steps
+            bar.update(min(done, 1.0) - bar.n)
+            if done >= 1:
+                return
+            yield done
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, done: float) -> None:
+    """A step of an optimiser, at a rate that falls to 0 as the training is `done`."""
+    for group in optimizer.param_groups:
+        group["lr"] = RATE * (1 - done)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
 
 
 class Autoencoder(nn.Module):
@@ -91,28 +114,23 @@ class Autoencoder(nn.Module):
         data: Tensor,
         steps: int,
         rng: torch.Generator,
-        progress: Callable[[], object] = lambda: None,
+        seconds: float = 0.0,
+        words: str = "",
     ) -> None:
         """Learn to reconstruct images (n, c h w) from noisy latents, and fix the latents' scale.
 
-        Pixels are taken as probabilities: the loss is their cross entropy. `progress` is called
-        after each of the steps.
+        Pixels are taken as probabilities: the loss is their cross entropy. The training lasts for
+        `steps` minibatches or, if they are not 0, for `seconds`. `words` name it in a progress bar.
         """
         initialise(self, rng)
-        optimizer = torch.optim.Adam(self.parameters(), lr=2e-3, fused=True)
-        rates = falling(optimizer, steps)
+        optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=True)
         self.train()
-        for index in minibatches(len(data), 100, steps, rng):
+        for index, done in zip(minibatches(len(data), rng), portions(steps, seconds, words)):
             x = shift(data[index], self.shape, rng)
             z = self.standard(self.encoder(x))
             noise = torch.randn(z.shape, generator=rng, device=z.device, dtype=z.dtype)
             logits = self.decoder(z + BLUR * noise)
-            loss = binary_cross_entropy_with_logits(logits, (x + 1) / 2)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
-            progress()
+            descend(optimizer, binary_cross_entropy_with_logits(logits, (x + 1) / 2), done)
         self.eval()
         with torch.no_grad():
             latents = torch.cat([self.encoder(x) for x in data.split(CHUNK)])
@@ -155,18 +173,17 @@ class Classifier(nn.Module):
         return nn.functional.leaky_relu(self.dense(x.flatten(1)), SLOPE)
 
     @unaffected
-    def train_on(self, data: Tensor, labels: Tensor, steps: int, rng: torch.Generator) -> None:
-        """Learn the labels (n,) of images (n, c h w), and fix the scale of the features."""
+    def train_on(
+        self, data: Tensor, labels: Tensor, steps: int, rng: torch.Generator, words: str = ""
+    ) -> None:
+        """Learn the labels (n,) of images (n, c h w) in `steps` minibatches, and fix the scale of
+        the features. `words` name it in a progress bar.
+        """
         initialise(self, rng)
-        optimizer = torch.optim.Adam(self.parameters(), lr=2e-3, fused=True)
-        rates = falling(optimizer, steps)
-        for index in minibatches(len(data), 100, steps, rng):
+        optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=True)
+        for index, done in zip(minibatches(len(data), rng), portions(steps, words=words)):
             x = shift(data[index], self.shape, rng)
-            loss = cross_entropy(self.last(self._dense(x)), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
+            descend(optimizer, cross_entropy(self.last(self._dense(x)), labels[index]), done)
         with torch.no_grad():
             spread = torch.cat([self._dense(rows) for rows in data.split(CHUNK)]).std(0)
         self.scale.copy_(spread.where(spread > 0, 1))
@@ -182,3 +199,22 @@ class Classifier(nn.Module):
     def classes(self, x: Tensor) -> Tensor:
         """The likeliest class of each image, (n,)."""
         return self.last(self.features(x) * self.scale).argmax(1)
+
+
+def learnt_autoencoder(
+    config: Any,
+    data: Tensor,
+    shape: tuple[int, int, int],
+    rng: torch.Generator,
+    learnt: dict | None,
+) -> Autoencoder:
+    """The one of a run's settings, with the weights `learnt` or trained on images (n, c h w) for
+    its steps or, if the run's time is limited, its share of it.
+    """
+    autoencoder = Autoencoder(shape, config.latent_dim).to(data.device)
+    if learnt is None:
+        seconds, words = config.seconds * config.autoencoder_share, "training the autoencoder"
+        autoencoder.train_on(data, config.autoencoder_steps, rng, seconds, words)
+    else:
+        autoencoder.load_state_dict(learnt)
+    return autoencoder.eval()

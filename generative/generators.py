@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from generative.batches import Noise, stream
+from generative.features import Autoencoder
 from generative.networks import convolutional, initialise, linear
 from generative.process import unaffected
 
+BLOCKS = 3  # of a velocity's network
 CHUNK = 2**14  # samples that are made at once, so few that caches hold them
 ENTRIES = 2**20  # of samples that are made at once: fewer of large images
 FREQUENCIES = 8  # of the time that a velocity is given
+STEPS = ("midpoint", "euler")  # ways to follow a velocity
 
 
 class Sampler(nn.Module):
@@ -87,7 +90,7 @@ class ImageGenerator(Sampler):
 
 
 class Flow(Sampler):
-    """Points that start as noise and follow a velocity v(x, t) from t = 0 to 1, by midpoint steps.
+    """Points that start as noise and follow a velocity v(x, t) from t = 0 to 1, in equal steps.
 
     The velocity is a network with residual blocks, each of LayerNorm, SiLU and a linear layer. It
     is 0 at first, so that the flow leaves the noise where it is.
@@ -95,13 +98,13 @@ class Flow(Sampler):
 
     thrift: ClassVar = 8
 
-    def __init__(self, noise: Noise, g_dim: int, x_dim: int, steps: int, blocks: int = 3):
+    def __init__(self, noise: Noise, g_dim: int, x_dim: int, steps: int, method: str = "midpoint"):
         super().__init__(noise, x_dim)
-        self.steps = steps
+        self.steps, self.method = steps, method
         self.first = linear(x_dim + 2 * FREQUENCIES, g_dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(g_dim, dtype=torch.float32), nn.SiLU(), linear(g_dim, g_dim))
-            for _ in range(blocks)
+            for _ in range(BLOCKS)
         )
         self.last = nn.Sequential(
             nn.LayerNorm(g_dim, dtype=torch.float32), nn.SiLU(), linear(g_dim, x_dim)
@@ -124,6 +127,22 @@ class Flow(Sampler):
         x, dt = z[:, : len(self.mean)], 1 / self.steps
         for step in range(self.steps):
             t = torch.full_like(x[:, :1], step * dt)
-            middle = x + dt / 2 * self.velocity(x, t)
-            x = x + dt * self.velocity(middle, t + dt / 2)
+            velocity = self.velocity(x, t)
+            if self.method == "midpoint":
+                velocity = self.velocity(x + dt / 2 * velocity, t + dt / 2)
+            x = x + dt * velocity
         return x
+
+
+class Decoded(Sampler):
+    """Images that an autoencoder decodes from a generator's latents, as rows of pixels."""
+
+    def __init__(self, generator: Sampler, autoencoder: Autoencoder):
+        super().__init__(generator.noise, math.prod(autoencoder.shape))
+        self.register_buffer("shape", torch.tensor(autoencoder.shape))
+        self.generator, self.autoencoder = generator, autoencoder
+        self.thrift = generator.thrift
+        self.to(generator.mean.device)
+
+    def standard(self, z: Tensor) -> Tensor:
+        return self.autoencoder.decode(self.generator(z).float())

@@ -22,7 +22,6 @@ from generative.image_files import (
     read_idx,
     resized,
 )
-from generative.rules import Flag, Text, integers_among
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,16 @@ class Images:
         want them, images have their channels first.
     train_labels, held_out_labels : int arrays (n,) and (m,), or None
         Classes from 0 up.
+    own, others : Images or None, uint8 array (k, h, w, c) or None
+        Of a contaminated set the one that it was, and foreign images like those in `train`.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     train_labels: np.ndarray | None = None
     held_out_labels: np.ndarray | None = None
+    own: "Images | None" = None
+    others: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -142,25 +145,7 @@ PUBLISHED = {
     ),
 }
 NAMES = ("digits", *PUBLISHED, "folder")
-
-
-@dataclass(kw_only=True)
-class Settings:
-    """What a run reads where its data are images, and usual values there of its other settings."""
-
-    epochs: int = 300
-    plot_interval: int = 50
-    g_dim: int = 32
-    z_dim: int = 64
-    latent: str = "gaussian"
-    stratified: bool = False
-    data_dir: Text = "data"  # where image files are looked for, here or in a folder of that name
-    download: Flag = False  # fetch files of mnist, fashion-mnist or cifar10 that are not there
-    size: integers_among({0, *range(4, 257)}, "0, or integers from 4 to 256") = (
-        0  # pixels of a side to resize images to; 0: as they are, folder: 64
-    )
-    channels: integers_among({0, 1, 3}, "0, 1, 3") = 0  # 1: grey, 3: RGB; 0: as they are, folder: 3
-    attention: Flag = False  # self-attention in convolutional networks
+MOST = 2000  # foreign images that are kept
 
 
 def read_images(
@@ -280,8 +265,10 @@ def _check_shape(pixels: np.ndarray, path: str) -> None:
         )
 
 
-def read_array(array: np.ndarray, labels: np.ndarray | None, path: str, seed: int) -> Images:
+def read_array(array: np.ndarray, labels: np.ndarray | None, name: str, seed: int) -> Images:
     """A user's images (n, h, w) or (n, h, w, c): uint8, or numbers from 0 to 1.
+
+    `name` is what messages call them.
 
     Raises
     ------
@@ -289,21 +276,21 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, path: str, seed: in
         If the shape or the entries are none of images.
     """
     pixels = array[..., None] if array.ndim == 3 else array
-    _check_shape(pixels, f"data_path: {path}")
+    _check_shape(pixels, name)
     if pixels.dtype != np.uint8:
         if pixels.dtype.kind not in "bf" or not ((pixels >= 0) & (pixels <= 1)).all():
             span = (
                 "" if pixels.dtype.kind not in "biuf" else f" from {pixels.min()} to {pixels.max()}"
             )
             raise ValueError(
-                f"data_path: {path} holds {pixels.dtype}{span}; accepts uint8 from 0 to 255, or "
+                f"{name} holds {pixels.dtype}{span}; accepts uint8 from 0 to 255, or "
                 f"floating-point numbers from 0 to 1"
             )
         pixels = _bytes(pixels)
     if labels is not None:
         if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"data_path: the labels in {path} have shape {labels.shape} and type "
+                f"{name}: the labels have shape {labels.shape} and type "
                 f"{labels.dtype}; accepts {len(pixels)} integers"
             )
     return split(pixels, _contiguous(labels), seed)
@@ -321,28 +308,28 @@ def holds_images(path: str | Path) -> bool:
         return False
 
 
-def read_array_file(path: str | Path, seed: int) -> Images:
+def read_array_file(path: str | Path, seed: int, setting: str = "data_path") -> Images:
     """A user's images: a .npy file, or a .npz file of images and, if there are two, of labels.
 
     Raises
     ------
     ValueError
-        If the file cannot be read or has no images.
+        If the file cannot be read or has no images; the message begins with the `setting`.
     """
     try:
         found = np.load(path, allow_pickle=False)
         arrays = [found] if isinstance(found, np.ndarray) else [found[name] for name in found.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"data_path: {path} cannot be read ({error})") from None
+        raise ValueError(f"{setting}: {path} cannot be read ({error})") from None
     images = [array for array in arrays if array.ndim > 2]
     labels = [array for array in arrays if array.ndim == 1]
     if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(
-            f"data_path: {path} has arrays of shapes {shapes}; accepts one of images (n, h, w) or "
+            f"{setting}: {path} has arrays of shapes {shapes}; accepts one of images (n, h, w) or "
             f"(n, h, w, c), and beside it none or one of labels (n,)"
         )
-    return read_array(images[0], labels[0] if labels else None, str(path), seed)
+    return read_array(images[0], labels[0] if labels else None, f"{setting}: {path}", seed)
 
 
 def with_shape(images: Images, size: int, channels: int) -> Images:
@@ -355,19 +342,20 @@ def with_shape(images: Images, size: int, channels: int) -> Images:
     return replace(images, train=train, held_out=held_out)
 
 
-def contaminated(images: Images, others: Images, share: float, seed: int) -> tuple[Images, int]:
-    """Replace a share of the training set by others, and say by how many.
+def contaminated(images: Images, others: Images, share: float, seed: int) -> Images:
+    """Replace a share of the training set, at least one image, by others.
 
-    The others are resized and made grey or RGB as the images are. Labels are dropped, as those of
-    two sets are not about the same classes.
+    These are resized and made grey or RGB as the images are. Labels are dropped, as those of two
+    sets are not about the same classes.
     """
     rng = np.random.default_rng(seed)
     count = max(1, round(share * len(images.train)))
     places = rng.choice(len(images.train), count, replace=False)
-    chosen = others.train[rng.choice(len(others.train), count, replace=count > len(others.train))]
+    kept = rng.permutation(len(others.train))[: max(count, MOST)]
+    foreign = _made_like(others.train[kept], images.shape)
     train = images.train.copy()
-    train[places] = _made_like(chosen, images.shape)
-    return replace(images, train=train, train_labels=None, held_out_labels=None), count
+    train[places] = foreign[np.arange(count) % len(foreign)]
+    return Images(train, images.held_out, own=images, others=foreign)
 
 
 def _made_like(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

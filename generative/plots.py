@@ -1,6 +1,7 @@
 """Figures of the training script."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 from PIL import Image
+from torch import Tensor
 
+from generative.batches import stream
+from generative.generators import Sampler
 from generative.runs import written_whole
 from generative.targets import Target
 
@@ -23,6 +27,7 @@ BINS = 80
 DOTS = 1500
 SIDE = 8  # images in a row and in a column of a figure
 SIZE = (7, 4.2)  # inches
+WIDTH = 85  # letters of a title
 
 
 def new_figure() -> Figure:
@@ -185,9 +190,9 @@ class PlaneFitPlot(FitPlot):
         self._title.set_text(title)
 
 
-def _long_title(figure: Figure | SubFigure) -> Text:
+def _long_title(figure: Figure | SubFigure, lines: int = 1) -> Text:
     """A title that may be wider than square axes, and hold a file's name with dollar signs."""
-    return figure.suptitle(" ", x=0.01, ha="left", fontsize=11, parse_math=False)
+    return figure.suptitle("\n".join(" " * lines), x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
 class ImageFitPlot(FitPlot):
@@ -195,21 +200,24 @@ class ImageFitPlot(FitPlot):
 
     def __init__(self, target: Target, figure: Figure | SubFigure):
         self.figure = figure
-        self._title = _long_title(figure)
+        self._title = _long_title(figure, lines=2)
         generated, real = figure.subplots(1, 2)
         empty = np.zeros((SIDE**2, *target.images.shape), np.uint8)
-        self._image = self._draw(generated, empty, "generated")
-        self._draw(real, target.images.held_out[: SIDE**2], "held out")
-
-    @staticmethod
-    def _draw(axes: Axes, images: np.ndarray, name: str) -> AxesImage:
-        axes.set_axis_off()
-        axes.set_title(name, fontsize=10)
-        return axes.imshow(tiled(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        self._image = _draw_images(generated, empty, SIDE)
+        _draw_images(real, target.images.held_out[: SIDE**2], SIDE)
+        generated.set_title("generated", fontsize=10)
+        real.set_title("held out", fontsize=10)
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._image.set_data(tiled(np.asarray(frame, dtype=np.uint8)))
-        self._title.set_text(title)
+        self._title.set_text(textwrap.fill(title, WIDTH))
+
+
+def _draw_images(axes: Axes, images: np.ndarray, columns: int) -> AxesImage:
+    """Draw images (n, h, w, c) on a sheet of this many columns."""
+    axes.set_axis_off()
+    sheet = tiled(images, columns)
+    return axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def pixels(rows: np.ndarray, target: Target) -> np.ndarray:
@@ -218,25 +226,25 @@ def pixels(rows: np.ndarray, target: Target) -> np.ndarray:
     return entries.reshape(-1, *target.shape).transpose(0, 2, 3, 1)
 
 
-def tiled(images: np.ndarray) -> np.ndarray:
-    """The first SIDE^2 images (n, h, w, c) on one white sheet, (height, width, c) or, if c is 1,
+def tiled(images: np.ndarray, columns: int = SIDE) -> np.ndarray:
+    """Images (n, h, w, c) row by row on one white sheet, (height, width, c) or, if c is 1,
     (height, width).
     """
-    images = images[: SIDE**2]
-    gap = max(1, images.shape[1] // 16)
+    gap, rows = max(1, images.shape[1] // 16), -(-len(images) // columns)
     framed = np.pad(images, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
     _, height, width, channels = framed.shape
-    sheet = np.full((SIDE**2, height, width, channels), 255, np.uint8)
+    sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
     sheet[: len(framed)] = framed
-    sheet = sheet.reshape(SIDE, SIDE, height, width, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(SIDE * height, SIDE * width, channels)
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
     return sheet[..., 0] if channels == 1 else sheet
 
 
-def noise_map(lines: np.ndarray, target: Target) -> Figure:
-    """Where a generator takes a square grid in its noise; lines (count, points, 2), mapped, in
-    standard units.
-    """
+@torch.no_grad()
+def noise_map(sampler: Sampler, target: Target) -> Figure:
+    """Where a generator of points on the plane takes a square grid in its noise."""
+    lines = sampler.noise.square_grid().to(sampler.mean.device)
+    lines = sampler(lines.flatten(0, 1)).view(lines.shape).cpu().numpy()
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     half = len(lines) // 2
@@ -248,20 +256,60 @@ def noise_map(lines: np.ndarray, target: Target) -> Figure:
     return figure
 
 
+def nearest(sampler: Sampler, data: Tensor, target: Target, seed: int) -> Figure:
+    """Ten generated images, and below each of them the five nearest to it in the training set."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    x = sampler.sample(10, seed)
+    found = torch.cdist(x.float(), data).topk(5, largest=False).indices
+    rows = torch.cat((x[:, None].float(), data[found]), 1).transpose(0, 1)
+    _sheet(figure, rows, target)
+    title = "Generated images, and below each the nearest training images"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def walk(sampler: Sampler, data: Tensor, target: Target, seed: int) -> Figure:
+    """Images on eight walks through the noise, from one draw of it to another."""
+    figure = Figure(figsize=(7, 5.2), layout="constrained")
+    noise = sampler.noise.walks(8, 11, stream(seed, 8, data.device))
+    with torch.no_grad():
+        images = sampler(noise.flatten(0, 1)).unflatten(0, noise.shape[:2])
+    _sheet(figure, images, target)
+    title = "Eight walks through the noise, from left to right"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _sheet(figure: Figure, rows: Tensor, target: Target) -> None:
+    """Draw images (rows, columns, c h w), in standard units, as they lie."""
+    axes = figure.subplots()
+    images = pixels(rows.flatten(0, 1).cpu().numpy(), target)
+    _draw_images(axes, images, rows.shape[1])
+
+
 def headline(target: Target) -> str:
-    """The distance that titles and curves name first: w1 on the line, w2 elsewhere."""
-    return "w1" if target.dim == 1 else "w2"
+    """The distance that titles and curves name first: w1 on the line, w2 on the plane, the Frechet
+    distance of images.
+    """
+    return "frechet" if target.images else "w1" if target.dim == 1 else "w2"
 
 
 def reference_of(found: dict, target: Target) -> float:
     """What that distance compares with: the training set's, or the two-sample distance."""
     name = headline(target)
-    return found[name + ("_data" if name + "_data" in found else "_two_sample")]
+    suffix = "_real" if target.images else "_data" if name + "_data" in found else "_two_sample"
+    return found[name + suffix]
 
 
 def verdict(found: dict, target: Target) -> str:
     """A distance and what it compares with, in words; both are in the data's units."""
     name, level = headline(target), f"{reference_of(found, target):.3g}"
+    if target.images:
+        words = [f"Frechet distance {found[name]:.3g} (real images {level})"]
+        for share in ("precision", "recall", "coverage"):
+            if share in found:
+                words.append(f"{share} {found[share]:.2f} ({found[share + '_real']:.2f})")
+        return ", ".join(words)
     distance = f"{name.upper()} {found[name]:.3g}"
     if name + "_data" in found:
         return f"{distance} to the law (its training set {level})"
@@ -270,43 +318,58 @@ def verdict(found: dict, target: Target) -> str:
 
 
 def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
-    """Loss and Wasserstein distances against epochs; `history` as in history.csv, `reference` as
-    that of a :class:`generative.metrics.Yardstick`.
+    """Loss and distances to the target against epochs; `history` as in history.csv, `reference` as
+    that of a yardstick.
     """
     unit, name = length_unit(target), headline(target)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = 3 if target.images else 2
+    figure = Figure(figsize=(5 * panels, 4), layout="constrained")
+    left, *rest = figure.subplots(1, panels)
     trained = [row for row in history if "loss" in row]
     losses = [row["loss"] for row in trained]
     left.plot([row["epoch"] for row in trained], losses, color=GENERATED)
     left.set_yscale(_scale(losses))  # a critic's may be negative
     left.set(title="Training loss", ylabel="loss in standard units")
-    epochs, to_law = [row["epoch"] for row in history], name + "_data" in reference
-    to = "to the law" if to_law else "to fresh samples"
-    drawn = []
-    for other, color in ((name, GENERATED), ("w2" if name == "w1" else "w1", "0.6")):
-        if other not in history[0]:
-            continue
-        distances = [row[other] / unit for row in history]
-        drawn += distances
-        right.plot(epochs, distances, color=color, label=f"{other.upper()} {to}")
-    level = reference_of(reference, target) / unit
+    if target.images:
+        first, last = rest
+        _distances(first, history, {"frechet": "of generated images"}, 1.0)
+        level = reference["frechet_real"]
+        first.axhline(level, color=TARGET, linestyle=":", label="of training images")
+        first.set(title="Frechet distance to held-out images", ylabel="in features")
+        name = "w2"
+    else:
+        (last,) = rest
+    to_law = name + "_data" in reference
+    to = "to the law" if to_law else "to held-out images" if target.images else "to fresh samples"
+    names = [name, "w2" if name == "w1" else "w1"]
+    _distances(last, history, {name: f"{name.upper()} {to}" for name in names}, unit)
+    level = reference[name + ("_data" if to_law else "_two_sample")] / unit
     label = f"{name.upper()} of the training set" if to_law else f"two-sample {name.upper()}"
-    right.axhline(level, color=TARGET, linestyle=":", label=label)
+    last.axhline(level, color=TARGET, linestyle=":", label=label)
     if not to_law:
         sd = reference[name + "_two_sample_sd"] / unit
-        right.axhspan(level - sd, level + sd, color=TARGET, alpha=0.15, linewidth=0)
-    right.set_yscale(_scale([*drawn, level]))
-    right.set(title="Distance to the target")
-    right.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
-    right.legend(frameon=False)
-    for axes in (left, right):
+        last.axhspan(level - sd, level + sd, color=TARGET, alpha=0.15, linewidth=0)
+    last.set(title="W2 of pixels" if target.images else "Distance to the target")
+    last.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
+    for axes in (left, *rest):
         axes.set_xscale("symlog", linthresh=1)  # looks are spaced geometrically at first
-        axes.set_xlim(0, max(1, epochs[-1]))
+        axes.set_xlim(0, max(1, history[-1]["epoch"]))
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in rest:
+        axes.set_yscale(_scale([y for line in axes.lines for y in line.get_ydata()]))
+        axes.legend(frameon=False)
     return figure
+
+
+def _distances(axes: Axes, history: Sequence[dict], labels: dict[str, str], unit: float) -> None:
+    """Draw the columns of a history that are there; the first is the one to look at."""
+    epochs = [row["epoch"] for row in history]
+    for name, color in zip(labels, (GENERATED, "0.6")):
+        if name in history[0]:
+            distances = [row[name] / unit for row in history]
+            axes.plot(epochs, distances, color=color, label=labels[name])
 
 
 def _scale(values: Sequence[float]) -> str:

@@ -4,24 +4,21 @@
 subclass that has the fields of its objective: `Config(objective="wgan-gp", n_critic=3)`.
 """
 
-import argparse
 import dataclasses
 import difflib
 import functools
 import inspect
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, dataclass_transform, get_type_hints
 
 import numpy as np
 import torch
 import tyro
 
-from generative import images
+from generative import images, spaces
 from generative.batches import LATENTS
 from generative.objectives import OBJECTIVES
 from generative.rules import (
@@ -31,13 +28,13 @@ from generative.rules import (
     Rule,
     Scale,
     Text,
+    Weight,
     integers,
     numbers,
     one_of,
     with_rule,
 )
-from generative.runs import device_name, summary_writer
-from generative.targets import TARGETS, Target, from_settings
+from generative.targets import TARGETS
 
 # What Config has. Its lines need no annotation; the comment behind a line is its help.
 TYPES = {
@@ -46,10 +43,14 @@ TYPES = {
     "batchsize": integers(2),
     "lr": Rate,
     "epochs": Count,
+    "seconds": Weight,
     "beta": Scale,
     "plot_interval": Count,
     "data_path": Text,
-    "objective": one_of(OBJECTIVES),
+    "objective": Annotated[
+        str,
+        Rule(lambda name: name in ("auto", *OBJECTIVES), f"auto, {', '.join(OBJECTIVES)}"),
+    ],
     "steps_per_epoch": Count,
     "lr_factor": Scale,
     "stratified": Flag,
@@ -65,9 +66,9 @@ TYPES = {
     "tensorboard": Flag,
 }
 # On these it depends which other fields there are.
-CHOICES = ("objective", "data_type", "data_path")
+CHOICES = ("objective", "data_type", "data_path", "space")
 # What may be said anew when a run is resumed.
-FREE = ("epochs", "show", "tensorboard", "data_path", "data_dir", "download", "device")
+FREE = ("epochs", "seconds", "show", "tensorboard", "data_path", "data_dir", "download", "device")
 
 
 @dataclass_transform(kw_only_default=True)
@@ -79,12 +80,13 @@ def settings(config: type) -> type:
 
     def new(cls, **fields):
         _check_lines(cls)
-        said = {name: plain(fields.get(name, getattr(cls, name))) for name in CHOICES}
-        for name, value in said.items():
-            _refuse(name, value, TYPES[name])
+        said = {name: plain(fields.get(name, getattr(cls, name, None))) for name in CHOICES}
+        for name in CHOICES[:3]:
+            refuse(name, said[name], TYPES[name])
         kind = cls
         if not hasattr(cls, "own"):
-            kind = _kind(cls, said["objective"], _of_images(said, fields))
+            space = _space(said, fields)
+            kind = _kind(cls, _objective(said["objective"], space), space)
         else:
             _check_choices(cls, said)
         for name in fields:
@@ -94,9 +96,11 @@ def settings(config: type) -> type:
     def assign(self, name, value):
         _known(type(self), name)
         said = vars(self) | {name: plain(value)}
-        if name in CHOICES and said.keys() >= set(CHOICES):  # all of them are set by now
+        if name in CHOICES and said.keys() >= set(CHOICES[:3]):  # all of them are set by now
             _check_choices(type(self), said)
-        object.__setattr__(self, name, plain(value))
+        if name == "objective":
+            said[name] = _objective(said[name], type(self).of_space)
+        object.__setattr__(self, name, said[name])
 
     config.__new__, config.__setattr__ = new, assign
     config.__reduce__ = lambda self: (_made, (type(self).__base__, dataclasses.asdict(self)))
@@ -108,46 +112,65 @@ def _made(config: type, fields: dict) -> Any:
     return config(**fields)
 
 
-def _of_images(said: dict, fields: Iterable[str] = ()) -> bool:
-    """Whether the data are images; of a file that is not here, whether the other fields say so."""
+def _space(said: dict, fields: Iterable[str] = ()) -> str:
+    """Where images are compared; "" of points. Of a file that is not here the fields tell which."""
     path = said["data_path"]
-    if not path:
-        return said["data_type"] in images.NAMES
-    return images.holds_images(path) or (
-        not os.path.exists(path) and bool(_names(images.Settings) & set(fields) - set(TYPES))
-    )
+    if path:
+        of_images = images.holds_images(path) or (
+            not os.path.exists(path) and bool(_of_images() & set(fields) - set(TYPES))
+        )
+    else:
+        of_images = said["data_type"] in images.NAMES
+    if not of_images:
+        return ""
+    space = said.get("space") or spaces.NAMES[0]
+    if space not in spaces.NAMES:
+        raise ValueError(f"space: got {space!r}; accepts {', '.join(spaces.NAMES)}")
+    return space
+
+
+def _objective(name: str, space: str) -> str:
+    """What "auto" stands for: IPOT for points and flow matching for images."""
+    return ("ot-cfm" if space else "ipot") if name == "auto" else name
 
 
 def _check_choices(kind: type, said: dict) -> None:
     """ValueError if a choice has changed what fields there are."""
-    name = "objective"
-    if said[name] == kind.objective:
-        path = said["data_path"]
-        if (path and not os.path.exists(path)) or _of_images(said) == kind.images:
+    name, path = "objective", said["data_path"]
+    if _objective(said[name], kind.of_space) == kind.objective:
+        if path and not os.path.exists(path):
             return
-        name = "data_path" if path else "data_type"
+        space = _space({"space": kind.of_space} | said)  # it may not be set yet
+        if space == kind.of_space:
+            return
+        name = "space" if space and kind.of_space else "data_path" if path else "data_type"
     raise ValueError(f"{name}: got {said[name]!r}; write Config({name}={said[name]!r})")
 
 
-def _names(settings: Any) -> set[str]:
+def _of_images() -> set[str]:
+    """The fields that only images have."""
+    return set().union(*map(names, spaces.SETTINGS.values()))
+
+
+def names(settings: Any) -> set[str]:
     """The fields of settings, or of their class."""
     return {field.name for field in dataclasses.fields(settings)}
 
 
 def _known(kind: type, name: str) -> None:
     """ValueError if these settings have no such field."""
-    if name not in _names(kind):
-        raise ValueError(no_such_field(name, kind.objective))
+    if name not in names(kind):
+        raise ValueError(no_such_field(name, kind.objective, kind.of_space))
 
 
 @functools.cache
-def _kind(config: type, objective: str, of_images: bool) -> type:
+def _kind(config: type, objective: str, space: str) -> type:
     """Config with the live fields of an objective, each with its default, its rule and its help."""
     own = OBJECTIVES[objective].Settings
-    if of_images:
-        theirs = OBJECTIVES[objective].ImageSettings
-        bases = (theirs if issubclass(theirs, own) else own, images.Settings)
-        own = dataclasses.make_dataclass(own.__qualname__, [], bases=bases)
+    if space:
+        theirs = OBJECTIVES[objective].SpaceSettings.get(space)
+        bases = (*filter(None, (theirs,)), own, spaces.SETTINGS[space])
+        own = dataclasses.make_dataclass(own.__qualname__, [], bases=bases, kw_only=True)
     hints = get_type_hints(own, include_extras=True)
     comments = _comments(config) | _comments(own)
     defaults = {field.name: field.default for field in dataclasses.fields(own)}
@@ -170,7 +193,7 @@ def _kind(config: type, objective: str, of_images: bool) -> type:
         kind = Annotated[kind, tyro.conf.arg(help=comments.get(name))]
         fields.append((name, kind, default))
     namespace = {"__doc__": config.__doc__, "__module__": config.__module__, "own": own}
-    namespace["images"] = of_images
+    namespace["of_space"] = space
     return dataclasses.make_dataclass(
         config.__name__, fields, bases=(config,), namespace=namespace, kw_only=True
     )
@@ -244,26 +267,37 @@ def _rule(kind: Any) -> Rule:
     return next(rule for rule in kind.__metadata__ if isinstance(rule, Rule))
 
 
-def _refuse(name: str, value: object, kind: Any) -> None:
+def refuse(name: str, value: object, kind: Any) -> None:
     """ValueError for a value that breaks the rule."""
     rule = _rule(kind)
     if not rule.holds(value):
         raise ValueError(f"{name}: got {value!r}; accepts {rule.words}")
 
 
-def no_such_field(name: str, objective: str) -> str:
-    """Why an objective has no such setting, and which ones do."""
-    having = [other for other, cls in OBJECTIVES.items() if name in _names(cls.Settings)]
+def no_such_field(name: str, objective: str, space: str) -> str:
+    """Why an objective has no such setting there, and which ones do."""
+    having = [other for other, cls in OBJECTIVES.items() if name in names(cls.Settings)]
     if having:
         return f"{name}: {objective} has no such setting; it belongs to {', '.join(having)}"
-    if name in _names(images.Settings):
+    having = [other for other, cls in spaces.SETTINGS.items() if name in names(cls)]
+    if having and space:
+        return f"{name}: space {space} has no such setting; it belongs to {', '.join(having)}"
+    if having:
         return f"{name}: points have no such setting; it belongs to images, as of data_type digits"
+    having = [
+        f"{other} in space {place}"
+        for other, cls in OBJECTIVES.items()
+        for place, theirs in cls.SpaceSettings.items()
+        if name in names(theirs)
+    ]
+    if having:
+        return f"{name}: {objective} has no such setting here; it belongs to {', '.join(having)}"
     return f"{name}: there is no such setting{_did_you_mean(name)}"
 
 
 def _did_you_mean(name: str) -> str:
-    owners = [images.Settings, *(cls.Settings for cls in OBJECTIVES.values())]
-    known = {*TYPES}.union(*map(_names, owners))
+    owners = [*spaces.SETTINGS.values(), *(cls.Settings for cls in OBJECTIVES.values())]
+    known = {*TYPES}.union(*map(names, owners))
     close = difflib.get_close_matches(name, sorted(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -275,181 +309,3 @@ def plain(value: object) -> object:
     if isinstance(value, (os.PathLike, torch.device)):
         return str(value)
     return value
-
-
-# ------------------------------------------------------------------ from elsewhere
-
-
-def from_command_line(config: type, description: str) -> Any:
-    """Settings by the command line; `--help` and mistakes end the program.
-
-    The objective decides which fields there are, and a run to resume what they default to.
-
-    Raises
-    ------
-    ValueError
-        For a flag that is not live, or a run that cannot be resumed.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in (*CHOICES, "resume"):
-        first.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, nargs="?")
-    said, _ = first.parse_known_args()
-    if said.resume:
-        default = saved_config(config, said.resume)
-    else:
-        chosen = {name: getattr(said, name) for name in CHOICES}
-        default = config(**{name: value for name, value in chosen.items() if value})
-    found, unknown = tyro.cli(
-        type(default), description=description, default=default, return_unknown_args=True
-    )
-    for word in unknown:
-        name = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if word.startswith("--"):
-            raise ValueError(no_such_field(name.removeprefix("no_"), default.objective))
-        raise ValueError(f"{word!r} on the command line belongs to no setting")
-    if said.resume:
-        refuse_changes(found, default)
-    return found
-
-
-def saved_config(config: type, folder: str | Path) -> Any:
-    """The settings to go on with the run in `folder`: its own; `epochs` may then be raised.
-
-    A device that this computer lacks becomes the default one, which can draw samples.
-
-    Raises
-    ------
-    ValueError
-        If there is no run in the folder.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        saved = config(**json.loads(path.read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"resume: {folder} is not a run's folder (no config.json)") from None
-    except (OSError, TypeError, ValueError) as error:  # not text, not JSON, or unknown fields
-        raise ValueError(f"resume: {path} cannot be read: {error}") from None
-    try:
-        device_name(saved.device)
-    except ValueError:
-        saved.device = config.device
-    return dataclasses.replace(saved, resume=str(folder), show=config.show)
-
-
-# ------------------------------------------------------------------ checks
-
-
-def settled(config: Any) -> tuple[Any, Target]:
-    """The settings that a run works with, checked, and its target.
-
-    Raises
-    ------
-    ValueError
-        With the field, what it got and what it accepts.
-    """
-    config = dataclasses.replace(config)  # fields may have been assigned since it was made
-    if config.data_path and isinstance(config.data_path, str):
-        config.data_path = os.path.abspath(config.data_path)
-    if not config.resume:
-        return config, check(config)
-    saved = saved_config(type(config).__base__, config.resume)
-    if type(saved) is type(config):  # what is as in Config is as in the run
-        said = {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if getattr(config, field.name) != field.default
-        }
-        config = dataclasses.replace(saved, **{"show": config.show, **said})
-    refuse_changes(config, saved)
-    target = check(config)
-    if config.epochs < saved.epochs:
-        raise ValueError(
-            f"epochs: got {config.epochs}; a resumed run accepts {saved.epochs} or more"
-        )
-    return config, target
-
-
-def refuse_changes(config: Any, saved: Any) -> None:
-    """ValueError if settings to go on with differ from those of the run where they must not."""
-    for name, kept in dataclasses.asdict(saved).items():
-        given = getattr(config, name, None)
-        # Data elsewhere and another device are compared with the checkpoint.
-        if name not in FREE and given != kept:
-            raise ValueError(
-                f"{name}: got {given!r}, but the run in {saved.resume} has {kept!r}; "
-                f"a resumed run keeps its settings"
-            )
-
-
-def check(config: Any) -> Target:
-    """Refuse settings that cannot work, in one line that names the field; give the target.
-
-    Raises
-    ------
-    ValueError
-        With the field, what it got and what it accepts.
-    """
-    for field in dataclasses.fields(config):
-        _refuse(field.name, getattr(config, field.name), field.type)
-    device_name(config.device)
-    if config.tensorboard:
-        summary_writer()
-    target = from_settings(config)
-    OBJECTIVES[config.objective].check(config, target)
-    return target
-
-
-def data_name(config: Any) -> str:
-    """What a run is called: its target, or the user's file by up to 60 characters of text."""
-    name = Path(config.data_path).stem if config.data_path else config.data_type
-    if name == "folder":
-        name = Path(config.data_dir).absolute().name
-    return name.encode(errors="replace").decode()[:60]
-
-
-def own_defaults(config: Any) -> str:
-    """In words, the objective's defaults that a run uses in place of those of Config."""
-    base, live = type(config).__base__, _names(config)
-    own = [
-        f"{name} {getattr(config, name)}"
-        for name in TYPES
-        if name in live - {"objective"}
-        and getattr(config, name) == getattr(type(config), name) != getattr(base, name)
-    ]
-    return f"; {config.objective} takes {', '.join(own)} unless you say otherwise" if own else ""
-
-
-def kept_settings(config: Any) -> dict:
-    """Those that hold from the first epoch to the last."""
-    kept = dataclasses.asdict(config)
-    for name in (*FREE, "resume", "output_dir"):
-        kept.pop(name, None)
-    return kept
-
-
-def check_checkpoint(state: dict, config: Any, target: Target, device: torch.device) -> None:
-    """Refuse a checkpoint of another kind of device, of other data or of other settings.
-
-    Raises
-    ------
-    ValueError
-        With the setting that differs.
-    KeyError
-        If it is of another version.
-    """
-    if state["device"] != device.type:
-        raise ValueError(
-            f"device: got {device.type}, but the run was trained on {state['device']}, whose "
-            f"random numbers differ; its generator.pt gives samples on any device"
-        )
-    if state["data"] != target.digest:
-        raise ValueError(
-            f"data_path: {config.data_path} is not what the run was trained on; it has changed "
-            f"since"
-        )
-    for name, value in kept_settings(config).items():
-        if state["settings"].get(name, value) != value:
-            raise ValueError(
-                f"{name}: config.json has {value!r}, but the run was trained with "
-                f"{state['settings'][name]!r}"
-            )

@@ -15,7 +15,15 @@ from scipy.stats import multivariate_normal, norm, rv_histogram, uniform
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from generative.images import Images, holds_images, read_array_file, read_images
+from generative.images import (
+    NAMES,
+    Images,
+    contaminated,
+    holds_images,
+    read_array_file,
+    read_images,
+    with_shape,
+)
 
 LARGEST = 784  # dimensions of a user's data
 EXTREME = 1e303  # entries of a user's data up to it, range from its inverse up
@@ -229,32 +237,45 @@ def from_settings(config: Any) -> Target:
     ValueError
         If the data cannot be found, read or used.
     """
-    if config.data_path and holds_images(config.data_path):
-        return from_images(read_array_file(config.data_path, config.seed))
-    if config.data_path:
+    if config.data_path and not holds_images(config.data_path):
         return from_file(config.data_path, config.seed)
-    if config.data_type in TARGETS:
+    if not config.data_path and config.data_type in TARGETS:
         return TARGETS[config.data_type]
-    return from_images(
-        read_images(
-            config.data_type,
-            config.data_dir,
-            config.seed,
-            size=config.size,
-            channels=config.channels,
-            fetch=config.download,
+    images = _images("data_path" if config.data_path else "data_type", config)
+    if config.contaminate:
+        others = _images("contaminate", config)
+        images = contaminated(images, others, config.share, config.seed)
+    return from_images(images)
+
+
+def _images(setting: str, config: Any) -> Images:
+    """The set of images, by its name or its file, that a setting says."""
+    name = getattr(config, setting)
+    if setting == "data_path" or (name not in NAMES and Path(name).exists()):
+        images = read_array_file(name, config.seed, setting)
+        return with_shape(images, config.size, config.channels)
+    if name not in NAMES:
+        raise ValueError(
+            f"{setting}: got {name!r}; accepts {', '.join(NAMES)}, or a .npy or .npz file of images"
         )
+    return read_images(
+        name,
+        config.data_dir,
+        config.seed,
+        size=config.size,
+        channels=config.channels,
+        fetch=config.download,
     )
 
 
 def from_images(images: Images) -> Target:
     """Images as rows of pixels."""
-    held_out = _rows(torch.from_numpy(images.held_out)).numpy()
+    held_out = image_rows(torch.from_numpy(images.held_out)).numpy()
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         """At most as many as there are, each once."""
         order = torch.randperm(len(images.train), generator=generator, device=generator.device)
-        return _rows(torch.from_numpy(images.train)[order[:n].cpu()].to(generator.device))
+        return image_rows(torch.from_numpy(images.train)[order[:n].cpu()].to(generator.device))
 
     return Target(
         draw, (), held_out=held_out, offset=127.5, scale=127.5, digest=images.digest(),
@@ -262,7 +283,7 @@ def from_images(images: Images) -> Target:
     )  # fmt: skip
 
 
-def _rows(pixels: Tensor) -> Tensor:
+def image_rows(pixels: Tensor) -> Tensor:
     """Pixels (n, h, w, c) from 0 to 255 as rows (n, c h w) from -1 to 1, float32."""
     return pixels.permute(0, 3, 1, 2).flatten(1).float() / 127.5 - 1
 

@@ -35,11 +35,11 @@ def test_cells_are_run_once_and_tabled(tmp_path, monkeypatch):
         objectives=("ipot", "wgan"), targets=("mixture",), seeds=1, seconds=0.5,
         output_dir=str(tmp_path),
     )  # fmt: skip
-    cells = objectives.run_cells(config)
+    cells = objectives.all_cells(config)[0]
     assert [cell["objective"] for cell in cells] == ["ipot", "wgan"]
     assert all(cell["distance"] > cell["reference"] > 0 and cell["steps"] > 0 for cell in cells)
     monkeypatch.setattr(objectives, "run_cell", None)  # a second run must not need it
-    assert objectives.run_cells(config) == cells
+    assert objectives.all_cells(config)[0] == cells
     first, _ = objectives.table(cells)
     assert first["mean"] == cells[0]["distance"] and first["spread"] == 0
     assert first["over reference"] == cells[0]["distance"] / cells[0]["reference"]

@@ -84,12 +84,12 @@ def test_tensorboard_is_asked_for_in_one_line(tmp_path, monkeypatch):
 
 
 def test_looks_are_spaced_geometrically_at_first():
-    due = {epoch: due_after(epoch, 430, 200) for epoch in range(1, 431)}
+    due = {epoch: due_after(epoch, epoch == 430, 200) for epoch in range(1, 431)}
     looks = [epoch for epoch, what in due.items() if what]
     assert looks == [1, 2, 4, 8, 16, 32, *range(40, 401, 40), 430]
     figures = [epoch for epoch, what in due.items() if what == "figure"]
     assert figures == [1, 4, 16, 200, 400, 430]
-    assert all(due_after(epoch, 6, 1) == "figure" for epoch in range(1, 7))
+    assert all(due_after(epoch, epoch == 6, 1) == "figure" for epoch in range(1, 7))
 
 
 def test_a_picture_leaves_the_canvas_of_a_figure():

@@ -1,11 +1,14 @@
 """An autoencoder's latents and a classifier's features, on scikit-learn's digits."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from generative.features import Autoencoder, Classifier, minibatches, shift
+from generative.features import Autoencoder, Classifier, minibatches, portions, shift
 from generative.images import read_images
 
 SHAPE = (1, 8, 8)
@@ -42,18 +45,28 @@ def test_images_are_shifted_by_up_to_a_pixel_with_their_edges_repeated():
 
 
 def test_minibatches_take_each_point_once_in_a_round():
-    rounds = torch.cat(list(minibatches(12, 4, 6, rng()))).view(2, 12)
-    assert rounds.sort(1).values.tolist() == [list(range(12))] * 2
-    assert rounds[0].tolist() != rounds[1].tolist()
-    assert [len(index) for index in minibatches(5, 100, 3, rng())] == [5, 5, 5]
+    taken = list(itertools.islice(minibatches(240, rng()), 4))
+    assert [len(index) for index in taken] == [100] * 4
+    first, second = torch.cat(taken).view(2, 200)
+    assert len(first.unique()) == len(second.unique()) == 200
+    assert not torch.equal(first, second)
+    assert [len(x) for x in itertools.islice(minibatches(5, rng()), 3)] == [5, 5, 5]
+
+
+def test_a_training_lasts_for_steps_or_for_a_time(capsys):
+    assert list(portions(4)) == [0, 0.25, 0.5, 0.75]
+    assert capsys.readouterr().err == ""
+    started, done = time.perf_counter(), list(portions(1, 0.3, "learning"))
+    assert 0.3 <= time.perf_counter() - started
+    assert len(done) > 10 and done == sorted(done) and 0 <= done[0] and done[-1] < 1
+    assert "learning: 100%" in capsys.readouterr().err
 
 
 def test_an_autoencoder_gives_standard_latents_and_beats_principal_components(digits):
     train, held_out, *_ = digits
-    model, steps = Autoencoder(SHAPE, 10), []
-    before = torch.get_rng_state()
-    model.train_on(train, 400, rng(), lambda: steps.append(1))
-    assert len(steps) == 400 and torch.equal(torch.get_rng_state(), before)
+    model, before = Autoencoder(SHAPE, 10), torch.get_rng_state()
+    model.train_on(train, 400, rng())
+    assert torch.equal(torch.get_rng_state(), before)
     z = model.encode(train)
     torch.testing.assert_close(z.mean(0), torch.zeros(10), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.var(0), torch.ones(10), atol=1e-2, rtol=0)

@@ -8,44 +8,90 @@ import torch
 from PIL import Image
 
 import generative.metrics as metrics_module
+from generative import image_yardstick
 from generative.objectives import OBJECTIVES
-from learning_demo import Config, load_generator, train
+from generative.run_settings import check
+from learning_demo import Config, Training, load_generator, train
 from tests.test_learning_demo import saved, train_and_interrupt, weights
+
+PLANS = ("ipot", "ipot-exact", "sinkhorn")
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Measuring takes less than training."""
+    monkeypatch.setattr(metrics_module, "QUICK", 50)
+    for name in ("STEPS", "FEW_STEPS"):
+        monkeypatch.setattr(image_yardstick, name, 20)
 
 
 def images(tmp_path, **changes):
     """Settings of a small run on scikit-learn's digits."""
-    settings = {"data_type": "digits", "epochs": 2, "plot_interval": 1, "batchsize": 16}
-    settings |= {"data_size": 200, "show": False, "output_dir": str(tmp_path)}
-    objective = changes.get("objective", "ipot")
+    settings = {"data_type": "digits", "epochs": 2, "plot_interval": 1, "steps_per_epoch": 1}
+    settings |= {"data_size": 200, "show": False, "output_dir": str(tmp_path), "batchsize": 16}
     own = {"g_dim": 8, "c_dim": 8, "n_critic": 1, "num_proximal": 10, "latent_centres": 50}
-    live = {f.name for f in dataclasses.fields(Config(data_type="digits", objective=objective))}
+    own |= {"autoencoder_steps": 20, "latent_dim": 5, "patch_size": 4}
+    kind = {name: changes[name] for name in ("objective", "space") if name in changes}
+    live = {field.name for field in dataclasses.fields(Config(data_type="digits", **kind))}
     settings |= {name: value for name, value in own.items() if name in live}
     return Config(**settings | changes)
 
 
+@pytest.mark.parametrize("space", ["latent", "pixels"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_on_images(tmp_path, monkeypatch, objective):
-    monkeypatch.setattr(metrics_module, "POINTS", 100)
-    monkeypatch.setattr(metrics_module, "QUICK", 50)
-    metrics = train(images(tmp_path, objective=objective))
+def test_every_objective_trains_on_images(tmp_path, objective, space):
+    metrics = train(images(tmp_path, objective=objective, space=space, epochs=1))
     folder = tmp_path / "digits"
-    assert metrics["w2"] > 0 and metrics["w2_two_sample"] > 0
-    assert {"final.png", "fit.gif", "curves.png", "fit_00000.png"} <= {
+    for name in ("frechet", "precision", "recall", "density", "coverage", "nearer_training"):
+        assert metrics[name] >= 0 and metrics[f"{name}_real"] > 0
+    assert metrics["w2"] > 0 and metrics["features"] == "a classifier's features"
+    assert {"final.png", "fit.gif", "curves.png", "nearest.png", "walk.png", "fit_00000.png"} <= {
         path.name for path in folder.iterdir()
     }
     drawn = load_generator(folder).sample(7)
     assert drawn.shape == (7, 64) and drawn.dtype == torch.float64
     assert bool(drawn.isfinite().all())
-    if objective != "ot-cfm":  # pixels from 0 to 255
+    if (objective, space) != ("ot-cfm", "pixels"):  # pixels from 0 to 255
         assert float(drawn.min()) >= 0 and 100 < float(drawn.max()) <= 255
 
 
-@pytest.mark.parametrize("objective", ["ipot", "wgan-gp"])
-def test_attention_trains_and_resumes_to_the_same_numbers(tmp_path, monkeypatch, objective):
-    monkeypatch.setattr(metrics_module, "POINTS", 100)
-    monkeypatch.setattr(metrics_module, "QUICK", 50)
-    options = {"objective": objective, "attention": True}
+@pytest.mark.parametrize("directions", [0, 8])
+@pytest.mark.parametrize("objective", PLANS)
+def test_plans_between_patches(tmp_path, objective, directions):
+    """One update moves generated images towards the data."""
+    options = {"objective": objective, "space": "patches", "directions": directions}
+    config = images(tmp_path, lr=1e-3, **options)
+    run = Training(config, check(config))
+    losses = [float(run.objective.update()["loss"]) for _ in range(6)]
+    assert losses[-1] < losses[0] and all(np.isfinite(losses))
+    gradients = [p.grad for p in run.generator.parameters()]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("cost", ["squared", "psnr", "ssim"])
+def test_costs_of_images_assign_and_teach(tmp_path, cost):
+    options = {"objective": "assignment-fast", "space": "pixels", "lr": 1e-3}
+    config = images(tmp_path, assignment_cost=cost, generator_cost=cost, **options)
+    run = Training(config, check(config))
+    losses = [float(run.objective.update()["loss"]) for _ in range(20)]
+    assert np.mean(losses[-5:]) < losses[0]
+    psi = torch.zeros(200)
+    assert torch.equal(run.objective.assigned(run.data[:10], psi), torch.arange(10))
+    psi[3] = 1e6  # a price that nobody pays
+    assert int(run.objective.assigned(run.data[3:4], psi)) != 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "ipot", "space": "pixels", "attention": True},
+        {"objective": "wgan-gp", "space": "pixels", "attention": True},
+        {"objective": "ipot", "space": "latent"},
+        {"objective": "ot-cfm", "contaminate": "digits", "share": 0.1},
+        {"objective": "ipot-exact", "space": "patches", "directions": 4},
+    ],
+)
+def test_a_resumed_run_comes_to_the_same_numbers(tmp_path, options):
     whole = train(images(tmp_path / "whole", epochs=4, **options))
     train_and_interrupt(images(tmp_path / "cut", epochs=4, **options), after=2)
     resumed = train(dataclasses.replace(saved(tmp_path / "cut" / "digits"), show=False))
@@ -54,12 +100,45 @@ def test_attention_trains_and_resumes_to_the_same_numbers(tmp_path, monkeypatch,
         assert torch.equal(tensor, weights(tmp_path / "cut" / "digits")[name])
 
 
-def test_images_of_a_file_and_of_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics_module, "POINTS", 50)
-    monkeypatch.setattr(metrics_module, "QUICK", 50)
+def test_a_run_may_be_limited_by_its_time(tmp_path):
+    """The autoencoder has its share of it, and a run that goes on keeps what it has spent."""
+    config = images(tmp_path, seconds=1.5, autoencoder_share=0.4, plot_interval=1000)
+    run = Training(config, check(config))
+    assert 0.6 <= run.spent < 1.0 and run.epoch == 0 and run.done == run.spent / 1.5
+    assert train(config)["steps"] > 2  # not the two epochs
+    folder = tmp_path / "digits"
+    config = saved(folder)
+    with pytest.raises(ValueError, match=r"seconds: got 1; a resumed run accepts 1\.5 or more"):
+        train(dataclasses.replace(config, seconds=1, show=False))
+    state = torch.load(folder / "checkpoint.pt")
+    assert 1.5 <= state["spent"] < 2.5
+    before = state["epoch"]
+    train(dataclasses.replace(config, seconds=2.5, show=False))
+    assert torch.load(folder / "checkpoint.pt")["epoch"] > before
+
+
+def test_foreign_images_are_counted(tmp_path):
+    foreign = np.zeros((150, 8, 8), np.uint8)
+    foreign[:, ::2] = 255
+    np.save(tmp_path / "stripes.npy", foreign)
+    mixed = {"contaminate": str(tmp_path / "stripes.npy"), "share": 0.1}
+    metrics = train(images(tmp_path, data_size=2000, **mixed))
+    assert metrics["foreign_real"] == pytest.approx(0.1, abs=0.01)
+    assert 0 <= metrics["foreign"] <= 1
+    for bad, message in (
+        ({"contaminate": "cats"}, "contaminate: got 'cats'; accepts digits, mnist"),
+        ({"contaminate": "digits", "share": 0.0}, "share: got 0.0; accepts numbers above 0"),
+        ({"contaminate": __file__}, "contaminate: .* cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(images(tmp_path, **bad))
+
+
+@pytest.mark.parametrize("space", ["latent", "pixels"])
+def test_images_of_a_file_and_of_a_folder(tmp_path, space):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "mine.npy", rng.integers(0, 256, (120, 9, 7, 3), dtype=np.uint8))
-    train(images(tmp_path, data_path=str(tmp_path / "mine.npy"), epochs=1))
+    train(images(tmp_path, data_path=str(tmp_path / "mine.npy"), space=space))
     assert load_generator(tmp_path / "mine").sample(3).shape == (3, 9 * 7 * 3)
     pictures = tmp_path / "faces"
     pictures.mkdir()
@@ -67,7 +146,10 @@ def test_images_of_a_file_and_of_a_folder(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
             pictures / f"{k}.png"
         )
-    train(images(tmp_path, data_type="folder", data_dir=str(pictures), size=8, epochs=1))
+    metrics = train(
+        images(tmp_path, data_type="folder", data_dir=str(pictures), size=8, space=space)
+    )
+    assert metrics["features"] == "an autoencoder's latents"
     assert load_generator(tmp_path / "faces-2").sample(3).shape == (3, 8 * 8 * 3)
 
 
@@ -75,13 +157,32 @@ def test_settings_of_images_are_live_with_images_only(tmp_path):
     with pytest.raises(ValueError, match="attention: points have no such setting; it belongs to"):
         Config(attention=True)
     config = Config(data_type="digits")
-    assert config.attention is False and config.z_dim == 64
+    assert config.space == "latent" and config.objective == "ot-cfm" and config.latent_dim == 24
+    assert Config(data_type="digits", objective="auto").objective == "ot-cfm"
+    latent = Config(data_type="digits", objective="ipot")
+    assert latent.debiased and latent.updates_per_plan == 2 and latent.huber == Config().huber
+    assert not Config(data_type="digits", objective="ipot", space="pixels").debiased
+    assert Config(data_type="digits", objective="wgan-gp", space="pixels").penalty == 10
+    assert Config(data_type="digits", objective="wgan-gp").penalty == 0.1
+    assert Config().objective == Config(objective="auto").objective == "ipot"
+    for wrong, message in (
+        ({"attention": True}, "attention: space latent has no such setting; it belongs to pixels"),
+        ({"space": "pixels", "latent_dim": 3}, "latent_dim: space pixels has no such setting"),
+        ({"space": "features"}, "space: got 'features'; accepts latent, pixels, patches"),
+        ({"assignment_cost": "ssim"}, "assignment_cost: ot-cfm has no such setting here; it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Config(data_type="digits", **wrong)
+    with pytest.raises(ValueError, match=r"space: got 'pixels'; write Config\(space='pixels'\)"):
+        config.space = "pixels"
+    with pytest.raises(ValueError, match="space: got 'patches'; wgan, which follows no plans"):
+        train(images(tmp_path, objective="wgan", space="patches"))
     with pytest.raises(
         ValueError, match=r"data_type: got 'ring'; write Config\(data_type='ring'\)"
     ):
         config.data_type = "ring"
     with pytest.raises(ValueError, match="attention: got True; wgan, which clips weights"):
-        train(images(tmp_path, objective="wgan", attention=True))
+        train(images(tmp_path, objective="wgan", space="pixels", attention=True))
     with pytest.raises(ValueError, match=r"mnist: no files in .*; put train-images"):
         train(images(tmp_path, data_type="mnist", data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="size: got 3; accepts 0, or integers from 4 to 256"):

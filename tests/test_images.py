@@ -275,14 +275,14 @@ def test_a_file_of_arrays(tmp_path):
 def test_arrays_of_images_and_what_is_none():
     x = pictures(100, 9, 7, 3)
     labels = np.repeat([3, 8], 50)
-    found = read_array(x, labels, "mine.npz", 0)
+    found = read_array(x, labels, "data_path: mine.npz", 0)
     assert found.shape == (9, 7, 3) and set(found.train_labels) == {0, 1}
-    as_floats = read_array(x / 255, labels, "mine.npz", 0)
+    as_floats = read_array(x / 255, labels, "data_path: mine.npz", 0)
     assert as_floats.digest() == found.digest()
-    assert read_array(x[..., 0], None, "mine.npy", 0).shape == (9, 7, 1)
+    assert read_array(x[..., 0], None, "data_path: mine.npy", 0).shape == (9, 7, 1)
     for bad in (x[:99], x[..., :2], x[:, :3], x[0], np.zeros((100, 8, 300))):
         with pytest.raises(ValueError, match=r"data_path: mine\.npy has shape"):
-            read_array(bad, None, "mine.npy", 0)
+            read_array(bad, None, "data_path: mine.npy", 0)
     for bad in (
         x.astype(np.int64),
         x / 100,
@@ -292,19 +292,24 @@ def test_arrays_of_images_and_what_is_none():
         x / 255 - 0.5,
     ):
         with pytest.raises(ValueError, match=r"data_path: mine\.npy holds"):
-            read_array(bad, None, "mine.npy", 0)
+            read_array(bad, None, "data_path: mine.npy", 0)
     for bad in (labels[:-1], labels / 2, labels[:, None]):
-        with pytest.raises(ValueError, match="the labels in"):
-            read_array(x, bad, "mine.npy", 0)
+        with pytest.raises(ValueError, match=r"data_path: mine\.npy: the labels"):
+            read_array(x, bad, "data_path: mine.npy", 0)
 
 
 def test_a_share_of_the_training_set_is_replaced_by_others():
     mine = read_array(np.zeros((250, 8, 8, 3), np.uint8), None, "", 0)
     others = read_array(np.full((100, 5, 5), 255, np.uint8), np.arange(100) % 3, "", 0)
-    mixed, count = contaminated(mine, others, 0.05, seed=1)
+    mixed = contaminated(mine, others, 0.05, seed=1)
     foreign = (mixed.train == 255).all((1, 2, 3))
-    assert count == foreign.sum() == 10 and (mixed.train[~foreign] == 0).all()
+    assert foreign.sum() == 10 and (mixed.train[~foreign] == 0).all()
     assert (mixed.held_out == 0).all() and (mine.train == 0).all()
+    assert mixed.own is mine and mixed.others.shape == (80, 8, 8, 3)
+    again, other = (contaminated(mine, others, 0.05, seed).digest() for seed in (1, 2))
+    assert again == mixed.digest() != other
+    many = contaminated(mine, others, 0.9, seed=0)  # more than there are others
+    assert (many.train == 255).all((1, 2, 3)).sum() == 180
 
 
 def test_what_is_downloaded_is_what_is_read(tmp_path, monkeypatch):

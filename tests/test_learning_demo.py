@@ -24,8 +24,8 @@ from sklearn.datasets import load_digits
 import generative.metrics as metrics_module
 from generative import plots
 from generative.batches import Noise
+from generative.run_settings import check, saved_config, settled
 from generative.runs import claimed, load_checkpoint, save_checkpoint
-from generative.settings import check, saved_config, settled
 from generative.targets import TARGETS
 from learning_demo import Config, Generator, Training, load_generator, main, train
 
@@ -266,7 +266,7 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(tmp_path):
         ({"seed": 2**64}, "seed: got 18446744073709551616; accepts integers from 0 up"),
         ({"device": "tpu9"}, "device: got 'tpu9'; accepts auto, cpu"),
         ({"stratified": "no"}, "stratified: got 'no'; accepts True or False"),
-        ({"objective": ["ipot"]}, "objective: got ['ipot']; accepts ipot, ipot-exact"),
+        ({"objective": ["ipot"]}, "objective: got ['ipot']; accepts auto, ipot, ipot-exact"),
         ({"device": "meta"}, "device: got 'meta'; accepts auto"),
         ({"data_path": 5}, "data_path: got 5; accepts text"),
         ({"resume": "nowhere"}, "resume: nowhere is not a run's folder"),
@@ -335,7 +335,7 @@ def test_a_run_is_the_same_in_all_units(tmp_path, scale, offset, d):
         others = [metrics[name] for name in ("mmd", "kl")]
         found.append((distances / size, others, (samples - middle) / size))
         run.restore(load_checkpoint(tmp_path / name / "checkpoint.pt", run.device))
-        frames.append(np.array(run.frames[-1]))
+        frames.append(run.frames[-1].numpy())
         shown = np.count_nonzero(frames[-1]) if d == 1 else len(np.unique(frames[-1], axis=0))
         assert shown > 10
     for plain, other in zip(*found):

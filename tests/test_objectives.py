@@ -1,6 +1,7 @@
 """Every training objective against its contract, and each against its closed form."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from generative.objectives.objective import CriticObjective
 from generative.objectives.sinkhorn import Sinkhorn
 from generative.objectives.uotm import CONJUGATES
 from generative.objectives.wgan_gp import WganGp
-from generative.settings import check
+from generative.run_settings import check
 from generative.targets import TARGETS
 from learning_demo import Config, train
 from tests.test_learning_demo import saved, train_and_interrupt, training
@@ -180,6 +181,42 @@ def test_many_updates_on_a_plan_bring_points_where_it_sends_them(name):
     plan = ot.sinkhorn([], [], cost, 0.5) if name == "sinkhorn" else ot.emd([], [], cost)
     objective.update()
     np.testing.assert_allclose(generator.x.detach().numpy(), 12 * plan @ y, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["ipot", "ipot-exact"])
+def test_debiased_destinations_move_away_from_a_second_sample(name):
+    """By POT's plans; where the second sample is the data nothing moves."""
+    own = {"num_proximal": 1000} if name == "ipot" else {}
+    objective, generator, batches = toy(name, n=16, debiased=True, **own)
+    second = torch.randn(16, 1, generator=batches.rng)
+    objective.generator = lambda noise: second
+    x, y = generator.x.detach(), batches.data
+    found, cost = objective.destination(x, y)
+    plans = [
+        16 * ot.emd([], [], ot.dist(x.double().numpy(), z.double().numpy())) for z in (y, second)
+    ]
+    expected = x.numpy() + plans[0] @ y.numpy() - plans[1] @ second.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert float(cost) == pytest.approx(ot.emd2([], [], ot.dist(x.numpy(), y.numpy())), rel=1e-3)
+    second = y
+    torch.testing.assert_close(objective.destination(x, y)[0], x, atol=1e-5, rtol=0)
+
+
+def test_plans_between_few_points_draw_samples_together_but_for_debiased_ones():
+    """Samples of small minibatches in many dimensions, where an exact plan averages unlike data."""
+    spread = {}
+    for debiased in (False, True):
+        torch.manual_seed(0)
+        config = small("ipot-exact", debiased=debiased, lr=0.01, updates_per_plan=1)
+        generator = torch.nn.Linear(8, 8)
+        batches = Fixed(torch.zeros(32, 8))
+        rng = torch.Generator().manual_seed(0)
+        batches.noise = batches.points = partial(torch.randn, 32, 8, generator=rng)
+        objective = OBJECTIVES["ipot-exact"](config, generator, batches)
+        for _ in range(400):
+            objective.update()
+        spread[debiased] = float(generator(batches.noise()).var(0).mean().detach())
+    assert spread[False] < 0.5 and spread[True] == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("name", CRITICS)
@@ -385,7 +422,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "objective, changes, message",
     [
-        ("wgangp", {}, "objective: got 'wgangp'; accepts ipot, ipot-exact, sinkhorn"),
+        ("wgangp", {}, "objective: got 'wgangp'; accepts auto, ipot, ipot-exact"),
         ("ipot", {"latent": "gaussians"}, "latent: got 'gaussians'; accepts uniform, gaussian"),
         ("assignment", {"latent": "normal"}, "latent: got 'normal'; accepts uniform, gaussian, g"),
         ("uotm", {"conjugate": "tv"}, "conjugate: got 'tv'; accepts linear, kl, chi2, softplus"),

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from generative.batches import Noise
 from generative.generators import Flow
 from generative.objectives import OBJECTIVES
-from generative.settings import check
+from generative.run_settings import check
 from learning_demo import Config
 from tests.test_objectives import Fixed, small
 
@@ -66,6 +66,13 @@ def test_midpoint_steps_are_exact_to_second_order(monkeypatch):
         generator.steps = steps
         errors.append(float((generator.standard(z) - math.e * z).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+
+
+def test_euler_steps_are_exact_to_first_order(monkeypatch):
+    generator = Flow(Noise("gaussian", 2), 16, 2, 3, "euler")
+    z = torch.randn(5, 2, generator=rng(), dtype=torch.float64)
+    monkeypatch.setattr(generator, "velocity", lambda x, t: x)
+    torch.testing.assert_close(generator.standard(z), z * (4 / 3) ** 3)
 
 
 def test_the_loss_is_about_the_cheapest_pairs():

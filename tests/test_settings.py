@@ -13,7 +13,8 @@ import pytest
 import generative.settings
 from generative.objectives import OBJECTIVES
 from generative.objectives.objective import Objective
-from generative.settings import TYPES, check, settings
+from generative.run_settings import check
+from generative.settings import TYPES, settings
 from learning_demo import Config, main, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +118,7 @@ def test_the_command_line_goes_before_own_defaults(tmp_path, monkeypatch, capsys
         ("--no-debiased --objective wgan", "debiased: wgan has no such setting; it belongs to"),
         ("--objective sinkhorn --beta=1", "beta: sinkhorn has no such setting; it belongs to ipot"),
         ("--epoch 5", "epoch: there is no such setting; did you mean epochs?"),
-        ("--objective gan", "objective: got 'gan'; accepts ipot, ipot-exact, sinkhorn"),
+        ("--objective gan", "objective: got 'gan'; accepts auto, ipot, ipot-exact, sinkhorn"),
         ("mixture", "'mixture' on the command line belongs to no setting"),
         ("--resume nowhere", "resume: nowhere is not a run's folder"),
     ],

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,11 +10,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from generative.batches import LATENTS, Batches
+from generative.image_costs import COSTS, cost_matrix, image_cost
 from generative.objectives.objective import CriticObjective, descend
 from generative.rules import Count, Weight, one_of
 
 WEIGHT = 0.1  # of the squared distance, beside psi
+WEIGHTS = {"psnr": 1.0, "ssim": 5.0}  # of other costs
 PAIRS = 64  # in a minibatch of the generator; its authors take 16, too few for BatchNorm
+BLOCK = 256  # samples assigned at once
 LAST = 200  # walk on which the full schedule has grown to its end
 
 
@@ -27,7 +31,9 @@ class Assignment(CriticObjective):
     through the pairs of the last round and descends |G(z) - y_j|^2; an update is a minibatch of
     this walk. Rounds grow from a fifth of the data set to ten times.
 
-    psi starts at zero, so that the first samples go to their nearest data.
+    psi starts at zero, so that the first samples go to their nearest data. Images
+    may be assigned by psi - PSNR or psi + 5 (1 - SSIM), and the generator may descend 1 - SSIM or
+    minus the PSNR.
     """
 
     @dataclass(kw_only=True)
@@ -41,8 +47,17 @@ class Assignment(CriticObjective):
         latent_centres: Count = 10000  # of gaussians: how many, drawn from a standard normal
         latent_sigma: Weight = 0.1  # of gaussians: their standard deviation
 
+    @dataclass(kw_only=True)
+    class PixelSettings:
+        assignment_cost: one_of(COSTS) = "psnr"  # by which samples are assigned; ssim takes long
+        generator_cost: one_of(COSTS) = "ssim"  # which the generator descends
+
+    SpaceSettings: ClassVar = {"pixels": PixelSettings}
+
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
+        self.assignment_cost = getattr(config, "assignment_cost", "squared")
+        self.generator_cost = getattr(config, "generator_cost", "squared")
         nn.init.zeros_(self.critic.layers[-1].weight)
         self.walks = 0
         self.pairs: tuple[Tensor, Tensor] | None = None  # noise (m, z_dim), indices of data (m,)
@@ -50,7 +65,7 @@ class Assignment(CriticObjective):
         self.uniformity: dict[str, Tensor] = {}
 
     def update(self) -> dict[str, Tensor]:
-        """`loss` is the mean squared distance between samples and the data that they go to.
+        """`loss` is the mean cost between samples and the data that they go to.
 
         Of the last round `unassigned` is the share of data that no sample goes to, and `dispersion`
         the variance of the counts n_j over their mean: 1 where data are taken at random.
@@ -61,7 +76,8 @@ class Assignment(CriticObjective):
         few = slice(self.place, self.place + PAIRS)
         noise, chosen = (of_pairs[few] for of_pairs in self.pairs)
         self.place += PAIRS
-        loss = (self.generator(noise) - self.batches.data[chosen]).square().sum(1).mean()
+        pairs = self.generator(noise), self.batches.data[chosen]
+        loss = image_cost(self.generator_cost, *pairs, self.batches.shape).mean()
         descend(self.optimizer, loss)
         return {"loss": loss.detach(), **self.uniformity}
 
@@ -73,7 +89,7 @@ class Assignment(CriticObjective):
             with torch.no_grad():
                 x = torch.cat([self.generator(z) for z in minibatches])
             psi = self.critic(data)
-            chosen = cheapest(x, data, psi.detach())
+            chosen = self.assigned(x, psi.detach())
             counts = torch.bincount(chosen, minlength=len(psi)).to(psi.dtype)
             descend(self.critic_optimizer, psi.mean() - (counts / len(chosen)) @ psi)
         self.uniformity = {
@@ -81,6 +97,14 @@ class Assignment(CriticObjective):
             "dispersion": counts.var() / counts.mean(),
         }
         return torch.cat(minibatches), chosen
+
+    def assigned(self, x: Tensor, psi: Tensor) -> Tensor:
+        """The data (n,) that samples x go to."""
+        name, data = self.assignment_cost, self.batches.data
+        if name == "squared":
+            return cheapest(x, data, psi)
+        costs = (cost_matrix(name, rows, data, self.batches.shape) for rows in x.split(BLOCK))
+        return torch.cat([(psi + WEIGHTS[name] * cost).argmin(1) for cost in costs])
 
     def minibatches(self, data_size: int) -> int:
         """How many minibatches of samples a round assigns."""

@@ -20,6 +20,8 @@ class Objective:
     Settings : dataclass
         The settings that only this objective reads, and its own defaults of those in Config (mostly
         its authors'). A field without a default is one of Config that other objectives ignore.
+    SpaceSettings : dict of dataclasses
+        More of them, and other defaults, for images that are compared in a space of this name.
     advice : str
         What to try if it diverges.
     parts : dict
@@ -30,7 +32,7 @@ class Objective:
     class Settings:
         """No settings of its own."""
 
-    ImageSettings = Settings  # extends Settings by other defaults for images, if there are any
+    SpaceSettings: ClassVar[dict[str, type]] = {}
 
     advice: ClassVar[str] = "a smaller lr"
 
@@ -40,8 +42,10 @@ class Objective:
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {}
 
     @classmethod
-    def check(cls, config, target) -> None:
-        """Refuse settings that do not fit a target, with a ValueError that names the field."""
+    def check(cls, config, dim: int) -> None:
+        """Refuse settings that do not fit data of `dim` dimensions, with a ValueError that names
+        the field.
+        """
 
     @classmethod
     def make_generator(cls, config, noise: Noise, x_dim: int) -> Sampler | None:

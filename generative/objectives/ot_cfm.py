@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from exactot import solve_sample
 from generative.batches import Batches, Noise
-from generative.generators import Flow
+from generative.generators import STEPS, Flow
 from generative.objectives.objective import Objective, descend
-from generative.rules import Count, Flag
+from generative.rules import Count, Flag, one_of
 
 
 class OtCfm(Objective):
@@ -25,14 +25,12 @@ class OtCfm(Objective):
         lr: float = 1e-5
         average: float = 0.97
         latent: str = "gaussian"
+        z_dim: int = 0
         g_dim: int = 256
-        flow_steps: Count = 4  # midpoint steps from noise to samples
+        flow_steps: Count = 4  # from noise to samples
+        flow_method: one_of(STEPS) = "midpoint"  # of each step; euler takes half the work
         coupled: Flag = True  # pair noise and data by exact plans; otherwise at random
         updates_per_plan: Count = 8  # updates, at fresh times, on the pairs of each plan
-
-    @dataclass(kw_only=True)
-    class ImageSettings(Settings):
-        z_dim: int = 0
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
@@ -40,16 +38,16 @@ class OtCfm(Objective):
         self.parts = {"optimizer": self.optimizer}
 
     @classmethod
-    def check(cls, config, target) -> None:
-        if config.z_dim not in (0, target.dim):
+    def check(cls, config, dim: int) -> None:
+        if config.z_dim not in (0, dim):
             raise ValueError(
-                f"z_dim: got {config.z_dim}; accepts {target.dim}, the data's, or 0: a flow keeps "
+                f"z_dim: got {config.z_dim}; accepts {dim}, the data's, or 0: a flow keeps "
                 f"the number of dimensions"
             )
 
     @classmethod
     def make_generator(cls, config, noise: Noise, x_dim: int) -> Flow:
-        return Flow(noise, config.g_dim, x_dim, config.flow_steps)
+        return Flow(noise, config.g_dim, x_dim, config.flow_steps, config.flow_method)
 
     def update(self) -> dict[str, Tensor]:
         """`loss` is the mean squared distance between the velocity and y - x, in units of the

@@ -7,26 +7,42 @@ bounded for each point.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from generative.batches import Batches
 from generative.objectives.objective import Objective, descend
-from generative.rules import Scale, integers
+from generative.patches import Patches, sliced_destination
+from generative.rules import Flag, Scale, integers
 
 
 class FollowPlan(Objective):
-    """Each point x_i of a minibatch moves to its destination d_i, which subclasses choose.
+    """Each point x_i of a minibatch moves to its destination d_i, by plans that subclasses choose.
 
     The pull of a destination is bounded, as in Huber's loss. A few points change their mode from
     plan to plan. Their squared distances would drown the others, and draw them between the modes.
+
+    Destinations are means, of few data each, and so the samples crowd together. Debiased ones are
+    x_i + n sum_j P_ij y_j - n sum_j S_ij x'_j, with the plan S between x and a second minibatch x'
+    of samples, which crowds as much. This is the gradient of the minibatch energy distance
+    (Salimans, Zhang, Radford, Metaxas, "Improving GANs Using Optimal Transport", ICLR 2018,
+    equation 6).
     """
 
     @dataclass(kw_only=True)
     class Settings(Objective.Settings):
         updates_per_plan: integers(0) = 0  # updates on each plan; 0: 7 on the line, otherwise 16
         huber: Scale = 0.05  # distance (standard units) beyond which a destination pulls no more
+        debiased: Flag = False  # move away from a second minibatch of samples as towards the data
+
+    @dataclass(kw_only=True)
+    class LatentSettings:
+        updates_per_plan: integers(0) = 2  # updates on each plan
+        debiased: Flag = True  # move away from a second minibatch of samples as towards the data
+
+    SpaceSettings: ClassVar = {"latent": LatentSettings}
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
@@ -36,19 +52,52 @@ class FollowPlan(Objective):
         self.parts = {"optimizer": self.optimizer}
         on_line = batches.data.shape[1] == 1
         self.updates = config.updates_per_plan or (7 if on_line else 16)
+        self.patches = None
+        if getattr(config, "space", "") == "patches":
+            self.patches = Patches(batches.shape, config.patch_size, config.patch_stride)
 
     def update(self) -> dict[str, Tensor]:
         """`loss` is the transport cost between the minibatches."""
         noise, y = self.batches.noise(), self.batches.points()
         x = self.generator(noise)
-        destination, cost = self.destination(x.detach(), y)
+        destination, cost = self.of_patches(x.detach(), y)
         for step in range(self.updates):
             x = self.generator(noise) if step else x
             descend(self.optimizer, bounded_squares(x - destination, self.config.huber).mean())
         return {"loss": cost}
 
+    def of_patches(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The destination of images by those of their patches at each place, if they have some.
+
+        Elnekave, Weiss, "Generating Natural Images with Direct Patch Distributions Matching", ECCV
+        2022, match patches wherever they are in one image; here places stay apart.
+        """
+        if self.patches is None:
+            return self.destination(x, y)
+        if lines := self.config.directions:
+            found = [
+                sliced_destination(*pair, lines, self.batches.rng)
+                for pair in zip(self.patches.cut(x), self.patches.cut(y))
+            ]
+        else:
+            found = [
+                self.destination(*pair) for pair in zip(self.patches.cut(x), self.patches.cut(y))
+            ]
+        destinations, costs = zip(*found)
+        return self.patches.paste(destinations), torch.stack(costs).mean()
+
     def destination(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Where each point of x (n, d) goes, (n, d), and the transport cost, for y (n, d)."""
+        plan, cost = self.plan(x, y)
+        destination = len(x) * (plan @ y)
+        if self.config.debiased:
+            with torch.no_grad():
+                second = self.generator(self.batches.noise())
+            destination += x - len(x) * (self.plan(x, second)[0] @ second)
+        return destination, cost
+
+    def plan(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A plan (n, n) between points x and y (n, d) of equal weights, and its transport cost."""
         raise NotImplementedError
 
 

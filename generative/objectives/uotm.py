@@ -42,6 +42,7 @@ class Uotm(CriticObjective):
     @dataclass(kw_only=True)
     class Settings(CriticObjective.Settings):
         latent: str = "gaussian"
+        z_dim: int = 0
         batchsize: int = 256
         n_critic: Count = 5  # steps of the potential for each of the map
         conjugate: one_of(CONJUGATES) = "kl"  # price of unequal masses; linear: OTM
@@ -49,9 +50,15 @@ class Uotm(CriticObjective):
         penalty: Weight = 0.01  # weight of the penalty on the potential's slope
 
     @dataclass(kw_only=True)
-    class ImageSettings(Settings):
-        z_dim: int = 0
+    class PixelSettings:
+        """As its authors' on CIFAR-10, with the penalty of their experiments on the plane."""
 
+        lr: float = 1.6e-4
+        batchsize: int = 128
+        n_critic: Count = 1  # steps of the potential for each of the map
+        tau: Scale = 0.001  # weight of the transport cost
+
+    SpaceSettings: ClassVar = {"pixels": PixelSettings}
     advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
@@ -59,10 +66,10 @@ class Uotm(CriticObjective):
         self.dim = batches.data.shape[1]  # of the source and of the data
 
     @classmethod
-    def check(cls, config, target) -> None:
-        if 0 < config.z_dim < target.dim:
+    def check(cls, config, dim: int) -> None:
+        if 0 < config.z_dim < dim:
             raise ValueError(
-                f"z_dim: got {config.z_dim}; accepts {target.dim} or more: the noise begins "
+                f"z_dim: got {config.z_dim}; accepts {dim} or more: the noise begins "
                 f"with a point of the source"
             )
 

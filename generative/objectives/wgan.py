@@ -66,7 +66,7 @@ class Wgan(WassersteinCritic):
     advice: ClassVar = "a smaller lr, critic_lr or clip"
 
     @classmethod
-    def check(cls, config, target) -> None:
+    def check(cls, config, dim: int) -> None:
         if getattr(config, "attention", False):  # its spectral norm undoes the clipping
             raise ValueError("attention: got True; wgan, which clips weights, accepts False")
 

@@ -22,6 +22,15 @@ class WganGp(WassersteinCritic):
         latent: str = "gaussian"
         penalty: Weight = 0.1  # weight of the penalty on slopes of the critic other than 1
 
+    @dataclass(kw_only=True)
+    class PixelSettings:
+        """As its authors' on images."""
+
+        batchsize: int = 64
+        z_dim: int = 128
+        penalty: Weight = 10.0  # weight of the penalty on slopes of the critic other than 1
+
+    SpaceSettings: ClassVar = {"pixels": PixelSettings}
     advice: ClassVar = "a smaller lr or critic_lr, or a larger penalty"
 
     def penalty(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""Cells of a table that take minutes each: run side by side, kept, and not run again."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from generative.runs import written_whole
+
+
+def run_cells(
+    function: Callable[..., dict], cells: Mapping[str, tuple], folder: Path, jobs: int
+) -> list[dict]:
+    """What a function finds for each cell, a name and arguments, in `jobs` processes.
+
+    A cell is kept in the folder, as NAME.json, and read from there if it is there already, so that
+    a run that was stopped goes on where it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.json" for name in cells}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(function, *cells[name]): paths[name] for name in missing}
+        for done in tqdm(as_completed(running), total=len(missing), unit="cell"):
+            with written_whole(running[done]) as path:
+                path.write_text(json.dumps(done.result()))
+    return [json.loads(path.read_text()) for path in paths.values()]

