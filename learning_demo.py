@@ -49,6 +49,7 @@ from generative.runs import (
     claimed,
     ctrl_c_asks,
     device_name,
+    last_checkpoint,
     load_checkpoint,
     new_run_folder,
     save_checkpoint,
@@ -354,12 +355,8 @@ def train(config: Config) -> dict:
     config, target = settled(config)
     folder = Path(config.resume or new_run_folder(config.output_dir, data_name(config)))
     with claimed(folder):
-        saved, path = None, folder / "checkpoint.pt"
-        if path.exists():
-            saved = load_checkpoint(path, torch.device(device_name(config.device)))
-        elif (folder / "metrics.json").exists():
-            raise ValueError(f"resume: the finished run in {folder} has lost its checkpoint.pt")
-        else:
+        saved = last_checkpoint(folder, torch.device(device_name(config.device)))
+        if saved is None:
             print(f"Writing to {folder}{own_defaults(config)}")
         run = Training(config, target, (saved or {}).get("autoencoder"))
         if saved is not None:
@@ -424,15 +421,8 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     display.fit.show(plots.frame(x.cpu().numpy(), target), f"{name}: {verdict}")
     display.refresh()
     plots.save_figure(display.fit.figure, folder / "final.png")
-    plots.save_figure(
-        plots.curves(run.history, run.yardstick.reference, target), folder / "curves.png"
-    )
-    if target.dim == run.generator.noise.dim == 2:
-        plots.save_figure(plots.noise_map(sampler, target), folder / "map.png")
-    if target.images:
-        for figure in (plots.nearest, plots.walk):
-            drawn = figure(sampler, run.data, target, config.seed)
-            plots.save_figure(drawn, folder / f"{figure.__name__}.png")
+    for figure, drawn in plots.last_figures(run, sampler).items():
+        plots.save_figure(drawn, folder / f"{figure}.png")
     titles = [run.title(row) for row in run.history]
     plots.save_animation(run.frames, titles, target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)

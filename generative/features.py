@@ -126,7 +126,7 @@ class Autoencoder(nn.Module):
         optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=True)
         self.train()
         for index, done in zip(minibatches(len(data), rng), portions(steps, seconds, words)):
-            x = shift(data[index], self.shape, rng)
+            x = data[index]
             z = self.standard(self.encoder(x))
             noise = torch.randn(z.shape, generator=rng, device=z.device, dtype=z.dtype)
             logits = self.decoder(z + BLUR * noise)

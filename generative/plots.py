@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -210,7 +211,9 @@ class ImageFitPlot(FitPlot):
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._image.set_data(tiled(np.asarray(frame, dtype=np.uint8)))
-        self._title.set_text(textwrap.fill(title, WIDTH))
+        self._title.set_text(
+            textwrap.fill(title.replace(" (", "\u00a0("), WIDTH)
+        )  # pairs stay together
 
 
 def _draw_images(axes: Axes, images: np.ndarray, columns: int) -> AxesImage:
@@ -238,6 +241,18 @@ def tiled(images: np.ndarray, columns: int = SIDE) -> np.ndarray:
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
     return sheet[..., 0] if channels == 1 else sheet
+
+
+def last_figures(run: Any, sampler: Sampler) -> dict[str, Figure]:
+    """Those of a training at its end, by name; all but the fit."""
+    target, seed = run.target, run.config.seed
+    figures = {"curves": curves(run.history, run.yardstick.reference, target)}
+    if target.images:
+        figures["nearest"] = nearest(sampler, run.data, target, seed)
+        figures["walk"] = walk(sampler, target, seed)
+    elif target.dim == sampler.noise.dim == 2:
+        figures["map"] = noise_map(sampler, target)
+    return figures
 
 
 @torch.no_grad()
@@ -268,12 +283,12 @@ def nearest(sampler: Sampler, data: Tensor, target: Target, seed: int) -> Figure
     return figure
 
 
-def walk(sampler: Sampler, data: Tensor, target: Target, seed: int) -> Figure:
+@torch.no_grad()
+def walk(sampler: Sampler, target: Target, seed: int) -> Figure:
     """Images on eight walks through the noise, from one draw of it to another."""
     figure = Figure(figsize=(7, 5.2), layout="constrained")
-    noise = sampler.noise.walks(8, 11, stream(seed, 8, data.device))
-    with torch.no_grad():
-        images = sampler(noise.flatten(0, 1)).unflatten(0, noise.shape[:2])
+    noise = sampler.noise.walks(8, 11, stream(seed, 8, sampler.mean.device))
+    images = sampler(noise.flatten(0, 1)).unflatten(0, noise.shape[:2])
     _sheet(figure, images, target)
     title = "Eight walks through the noise, from left to right"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -350,7 +365,8 @@ def curves(history: Sequence[dict], reference: dict, target: Target) -> Figure:
         sd = reference[name + "_two_sample_sd"] / unit
         last.axhspan(level - sd, level + sd, color=TARGET, alpha=0.15, linewidth=0)
     last.set(title="W2 of pixels" if target.images else "Distance to the target")
-    last.set_ylabel(f"distance in units of {'x' if unit == 1 else format(unit, 'g')}")
+    units = "grey levels" if target.images else "units of " + ("x" if unit == 1 else f"{unit:g}")
+    last.set_ylabel(f"distance in {units}")
     for axes in (left, *rest):
         axes.set_xscale("symlog", linthresh=1)  # looks are spaced geometrically at first
         axes.set_xlim(0, max(1, history[-1]["epoch"]))

@@ -184,6 +184,22 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def last_checkpoint(folder: Path, device: torch.device) -> dict | None:
+    """The checkpoint to go on from; None in the folder of a run that has not got so far.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint, or if the run was finished and has lost it.
+    """
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        return load_checkpoint(path, device)
+    if (folder / "metrics.json").exists():
+        raise ValueError(f"resume: the finished run in {folder} has lost its checkpoint.pt")
+    return None
+
+
 def load_checkpoint(path: str | Path, device: torch.device) -> dict:
     """Read what :func:`save_checkpoint` wrote.
 

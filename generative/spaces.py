@@ -14,12 +14,12 @@ NAMES = ("latent", "pixels", "patches")
 class ImageSettings:
     """In all spaces."""
 
-    epochs: int = 60
-    plot_interval: int = 10
+    epochs: int = 20
+    plot_interval: int = 5
     steps_per_epoch: int = 10
     latent: str = "gaussian"
     stratified: bool = False
-    average: float = 0.9
+    average: float = 0.7
     space: one_of(NAMES) = "latent"  # where images are compared
     data_dir: Text = "data"  # where image files are looked for, here or in a folder of that name
     download: Flag = False  # fetch files of mnist, fashion-mnist or cifar10 that are not there
@@ -37,7 +37,7 @@ class LatentSettings(ImageSettings):
     """The generator makes latents, which the autoencoder decodes."""
 
     g_dim: int = 512
-    latent_dim: Count = 24  # numbers that the autoencoder makes of an image
+    latent_dim: Count = 32  # numbers that the autoencoder makes of an image
     autoencoder_steps: Count = 1000  # minibatches that it learns from, before the generator does
     autoencoder_share: numbers(0, 1) = 0.35  # of `seconds` that it learns for, if there is a limit
 

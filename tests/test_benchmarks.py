@@ -1,14 +1,17 @@
 """The experiments: what they compute, and short runs."""
 
 import csv
+import math
 
 import numpy as np
 import ot
 import pytest
 from PIL import Image
 from scipy.stats import norm
+from sklearn.datasets import load_digits
 
-from benchmarks import batches, memory, objectives, shrinkage, solvers, steps, unbalanced
+from benchmarks import batches, images, memory, objectives, shrinkage, solvers, steps, unbalanced
+from generative import image_yardstick
 
 
 @pytest.mark.parametrize(
@@ -97,3 +100,25 @@ def test_steps_are_counted_for_both_schedules(tmp_path, monkeypatch):
         constant, growing = (float(x) for x in row["sweeps to 0.1"].split(" / "))
         assert float(row["ratio, 0.1"]) == growing / constant
         assert "uniform" not in row["problem"] or float(row["ratio"]) < 1
+
+
+def test_objectives_on_images(tmp_path, monkeypatch):
+    """Cells in this process, on small digits; a control, a flow after few steps, foreign images."""
+    monkeypatch.setattr(image_yardstick, "STEPS", 20)
+    monkeypatch.setattr(image_yardstick, "FEW_STEPS", 20)
+    found = load_digits()
+    np.savez(tmp_path / "digits.npz", images=(found.images * 15).astype(np.uint8), y=found.target)
+    images.write_crops(tmp_path / "crops.npy")
+    assert np.load(tmp_path / "crops.npy").shape == (1000, 28, 28)
+    arguments = 0, 1.0, 1, str(tmp_path)
+    cells = [
+        images.run_cell(name, space, *arguments)
+        for name, space in (("ot-cfm", "latent"), ("mixture", "latent"), ("wgan", "pixels"))
+    ]
+    flow, mixture, wgan, real = images.table(cells)
+    assert flow["steps 1"] > 0 and flow["updates"] > 0 and math.isnan(wgan["steps 1"])
+    assert mixture["frechet"] < wgan["frechet"] and real["frechet"] < mixture["frechet"]
+    images.draw(cells, images.SPACES, tmp_path / "images.png")
+    assert (tmp_path / "images.png").stat().st_size > 10000
+    cell = images.run_contaminated("linear", 0, 0.05, 1.0, 1, str(tmp_path))
+    assert cell["foreign_real"] == pytest.approx(0.05, abs=0.02) and 0 <= cell["foreign"] <= 1

@@ -157,7 +157,7 @@ def test_settings_of_images_are_live_with_images_only(tmp_path):
     with pytest.raises(ValueError, match="attention: points have no such setting; it belongs to"):
         Config(attention=True)
     config = Config(data_type="digits")
-    assert config.space == "latent" and config.objective == "ot-cfm" and config.latent_dim == 24
+    assert config.space == "latent" and config.objective == "ot-cfm" and config.latent_dim == 32
     assert Config(data_type="digits", objective="auto").objective == "ot-cfm"
     latent = Config(data_type="digits", objective="ipot")
     assert latent.debiased and latent.updates_per_plan == 2 and latent.huber == Config().huber

@@ -1,6 +1,7 @@
 """Flow matching along exact minibatch couplings."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,14 @@ class OtCfm(Objective):
         flow_method: one_of(STEPS) = "midpoint"  # of each step; euler takes half the work
         coupled: Flag = True  # pair noise and data by exact plans; otherwise at random
         updates_per_plan: Count = 8  # updates, at fresh times, on the pairs of each plan
+
+    @dataclass(kw_only=True)
+    class LatentSettings:
+        lr: float = 4e-5
+        average: float = 0.75
+        g_dim: int = 384
+
+    SpaceSettings: ClassVar = {"latent": LatentSettings}
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)
