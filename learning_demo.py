@@ -24,7 +24,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from generative import plots
 from generative.batches import Batches, Noise, noise_of, stream
@@ -59,8 +59,10 @@ from generative.runs import (
 from generative.settings import settings
 from generative.targets import Target
 
-STATISTICS = 20000  # noise for the sampler's BatchNorm
+STATISTICS = 20000  # noise that a sampler is calibrated with
 SHOWN = 20000  # samples in a figure
+PARTS = "generator", "averaged", "objective", "batches"  # of a training, which a checkpoint keeps
+VALUES = "epoch", "spent", "seconds", "history", "frames", "logged"  # the same
 
 
 @settings
@@ -182,8 +184,9 @@ class Training:
     In the space "latent" the objective and its generator see an autoencoder's latents of the data.
     """
 
-    def __init__(self, config: Config, target: Target, learnt: dict[str, Tensor] | None = None):
-        """`learnt` are weights of the autoencoder, which otherwise learns first."""
+    def __init__(self, config: Config, target: Target, saved: dict | None = None):
+        """`saved` is a checkpoint, of which networks that learn before the run are taken."""
+        learnt = saved or {}
         self.config, self.target = config, target
         self.device = torch.device(device_name(config.device))
         rng = self.new_rng(0)
@@ -191,8 +194,10 @@ class Training:
         self.spent = 0.0  # seconds of training
         self.autoencoder, shape = None, target.shape
         if config.of_space == "latent":
-            started, rng_of_it = time.perf_counter(), self.new_rng(7)
-            self.autoencoder = learnt_autoencoder(config, data, shape, rng_of_it, learnt)
+            started = time.perf_counter()
+            self.autoencoder = learnt_autoencoder(
+                config, data, shape, self.new_rng(7), learnt.get("autoencoder")
+            )
             self.spent, shape = time.perf_counter() - started, None
             data = self.autoencoder.encode(data)
         self.generator = new_generator(config, data.shape[1], shape).to(self.device)
@@ -203,7 +208,9 @@ class Training:
         noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, shape)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
-        self.eye = new_eye(target.images, self.new_rng(4)) if target.images else None
+        self.eye = None
+        if target.images:
+            self.eye = new_eye(target.images, self.new_rng(4), learnt.get("eye"))
         self.yardstick = self.new_yardstick(2, full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
         self.shown = plots.SIDE**2 if target.images else SHOWN // self.generator.thrift
@@ -244,15 +251,9 @@ class Training:
         self.spent += time.perf_counter() - started
 
     def sampler(self) -> Sampler:
-        """The generator to draw from: averaged weights, BatchNorm statistics recomputed for them.
-
-        BatchNorm's own running statistics lag behind the weights and spoil the samples.
-        """
-        noise = self.generator.noise(
-            STATISTICS // self.generator.thrift, self.new_rng(1), self.config.stratified
-        )
-        together = len(noise) if self.batches.shape is None else self.generator.rows
-        update_bn(noise.split(together), self.averaged)
+        """The generator to draw from: averaged weights, and calibrated for them."""
+        count = STATISTICS // self.generator.thrift
+        self.averaged.module.calibrate(self.generator.noise(count, self.new_rng(1), True))
         generator = self.averaged.module.eval()
         return Decoded(generator, self.autoencoder) if self.autoencoder else generator
 
@@ -300,21 +301,13 @@ class Training:
         return all(bool(weight.isfinite().all()) for weight in self.generator.parameters())
 
     def state(self) -> dict:
+        parts = {name: getattr(self, name) for name in (*PARTS, "autoencoder", "eye")}
         return {
-            "generator": self.generator.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "objective": self.objective.state_dict(),
-            "batches": self.batches.state_dict(),
-            "logged": self.logged,
             "device": self.device.type,
             "data": self.target.digest,
             "settings": kept_settings(self.config),
-            "autoencoder": self.autoencoder and self.autoencoder.state_dict(),
-            "epoch": self.epoch,
-            "spent": self.spent,
-            "seconds": self.seconds,
-            "history": self.history,
-            "frames": self.frames,
+            **{name: part and part.state_dict() for name, part in parts.items()},
+            **{name: getattr(self, name) for name in VALUES},
         }
 
     def restore(self, state: dict) -> None:
@@ -328,10 +321,10 @@ class Training:
         """
         try:
             check_checkpoint(state, self.config, self.target, self.device)
-            for part in ("generator", "averaged", "objective", "batches"):
-                getattr(self, part).load_state_dict(state[part])
-            for part in ("epoch", "spent", "seconds", "history", "frames", "logged"):
-                setattr(self, part, state[part])
+            for name in PARTS:
+                getattr(self, name).load_state_dict(state[name])
+            for name in VALUES:
+                setattr(self, name, state[name])
             self.frames = [frame.cpu() for frame in self.frames]
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
@@ -358,7 +351,7 @@ def train(config: Config) -> dict:
         saved = last_checkpoint(folder, torch.device(device_name(config.device)))
         if saved is None:
             print(f"Writing to {folder}{own_defaults(config)}")
-        run = Training(config, target, (saved or {}).get("autoencoder"))
+        run = Training(config, target, saved)
         if saved is not None:
             run.restore(saved)
             print(f"Resuming {folder} after epoch {run.epoch}")

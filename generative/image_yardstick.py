@@ -1,11 +1,9 @@
 """Measures generated images by held-out ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.features import Autoencoder, Classifier
 from generative.image_metrics import (
@@ -31,54 +29,66 @@ WORDS = "training a network to measure with"
 LATENTS = 24  # of an autoencoder whose latents are features
 
 
-class Features(Protocol):
-    """What gives images (n, c h w) features (n, d)."""
-
-    def __call__(self, rows: Tensor) -> Tensor: ...
-
-
-@dataclass
-class Eye:
-    """Networks that look at images, trained on them alone and never shown to a generator.
+class Eye(nn.Module):
+    """Networks that look at images, trained on a data set alone and never shown to a generator.
 
     Attributes
     ----------
-    words : str
-        What the features are.
-    features : images (n, c h w) to (n, d)
-    classes : images (n, c h w) to classes (n,), or None without labels
-    foreign : images (n, c h w) to 1 for foreign ones and 0 for others, (n,); None if the training
-        set is not contaminated
+    model : Classifier or Autoencoder
+        It gives features: a classifier of the labels or, if there are none, an autoencoder.
+    teller : Classifier or None
+        It tells foreign images from others, if the training set is contaminated.
     """
 
-    words: str
-    features: Callable[[Tensor], Tensor]
-    classes: Callable[[Tensor], Tensor] | None = None
-    foreign: Callable[[Tensor], Tensor] | None = None
+    def __init__(self, images: Images):
+        super().__init__()
+        own = images.own or images
+        height, width, channels = own.shape
+        shape = channels, height, width
+        self.labelled = own.train_labels is not None
+        if self.labelled:
+            self.model = Classifier(shape, int(own.train_labels.max()) + 1)
+        else:
+            self.model = Autoencoder(shape, LATENTS)
+        self.teller = None if images.others is None else Classifier(shape, 2)
+
+    @property
+    def words(self) -> str:
+        """What the features are."""
+        return "a classifier's features" if self.labelled else "an autoencoder's latents"
+
+    def train_on(self, images: Images, rng: torch.Generator) -> None:
+        """Learn from the training set, less the foreign images, on the device of rng."""
+        own = images.own or images
+        rows = image_rows(torch.from_numpy(own.train[:LEARNT])).to(rng.device)
+        if self.labelled:
+            labels = torch.from_numpy(own.train_labels[:LEARNT]).to(rng.device)
+            self.model.train_on(rows, labels, STEPS, rng, WORDS)
+        else:
+            self.model.train_on(rows, STEPS, rng, words=WORDS)
+        if self.teller:
+            others = image_rows(torch.from_numpy(images.others)).to(rng.device)
+            both = torch.cat((rows, others))
+            labels = (torch.arange(len(both), device=rng.device) >= len(rows)).long()
+            self.teller.train_on(both, labels, FEW_STEPS, rng, WORDS)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (n, c h w) to (n, d)."""
+        return self.model.features(x) if self.labelled else self.model.encode(x)
+
+    def foreign_share(self, x: Tensor) -> float:
+        """The share of images that are taken for foreign ones."""
+        return float(self.teller.classes(x).double().mean())
 
 
-def new_eye(images: Images, rng: torch.Generator) -> Eye:
-    """Train networks on a data set: a classifier on its labels, or an autoencoder."""
-    own = images.own or images
-    height, width, channels = own.shape
-    shape = channels, height, width
-    rows = image_rows(torch.from_numpy(own.train[:LEARNT])).to(rng.device)
-    if own.train_labels is None:
-        model = Autoencoder(shape, LATENTS).to(rng.device)
-        model.train_on(rows, STEPS, rng, words=WORDS)
-        eye = Eye("an autoencoder's latents", model.encode)
+def new_eye(images: Images, rng: torch.Generator, learnt: dict | None = None) -> Eye:
+    """With the weights `learnt`, or trained now."""
+    eye = Eye(images).to(rng.device)
+    if learnt is None:
+        eye.train_on(images, rng)
     else:
-        labels = torch.from_numpy(own.train_labels[:LEARNT]).to(rng.device)
-        model = Classifier(shape, int(own.train_labels.max()) + 1).to(rng.device)
-        model.train_on(rows, labels, STEPS, rng, WORDS)
-        eye = Eye("a classifier's features", model.features, model.classes)
-    if images.others is not None:
-        others = image_rows(torch.from_numpy(images.others)).to(rng.device)
-        labels = torch.cat([rows.new_zeros(len(rows)), rows.new_ones(len(others))]).long()
-        model = Classifier(shape, 2).to(rng.device)
-        model.train_on(torch.cat((rows, others)), labels, FEW_STEPS, rng, WORDS)
-        eye.foreign = model.classes
-    return eye
+        eye.load_state_dict(learnt)
+    return eye.eval()
 
 
 class ImageYardstick:
@@ -122,7 +132,7 @@ class ImageYardstick:
         self.held_out = torch.from_numpy(target.held_out).to(data.device)
         self.due = None
         own = target.images.own or target.images
-        if eye.classes:
+        if eye.labelled:
             self.due = torch.from_numpy(own.train_labels).bincount().to(data.device)
             self.due = self.due / self.due.sum()
         self.count = min(MANY if full else QUICK, len(data))
@@ -131,8 +141,8 @@ class ImageYardstick:
         found = self._measure(real)
         if full:
             found["nearer_training"] = share_of_the_unseen(data[:LEARNT], self.held_out[:MANY])
-        if eye.foreign:
-            found["foreign"] = float(eye.foreign(data).double().mean())
+        if eye.teller:
+            found["foreign"] = eye.foreign_share(data)
         self.reference = {f"{name}_real": value for name, value in found.items()}
         self.reference |= self.pixels.reference
 
@@ -143,8 +153,8 @@ class ImageYardstick:
         if self.full:
             pair = self.data[:LEARNT], self.held_out[:MANY]
             found["nearer_training"] = nearer_share(x[:NEIGHBOURS], *pair)
-        if self.eye.foreign:
-            found["foreign"] = float(self.eye.foreign(x).double().mean())
+        if self.eye.teller:
+            found["foreign"] = self.eye.foreign_share(x)
         return found | self.pixels.measure(sample)
 
     def _measure(self, x: Tensor) -> dict[str, float]:
@@ -160,5 +170,5 @@ class ImageYardstick:
         if self.inception:
             found["fid"] = inception_distance(x, self.held_out[:MANY], self.shape)
         if self.due is not None:
-            found |= class_shares(self.eye.classes(x), self.due)
+            found |= class_shares(self.eye.model.classes(x), self.due)
         return found

