@@ -137,14 +137,23 @@ def check(config: Any) -> Target:
     if config.of_space and config.inception:
         check_inception()
     target = from_settings(config)
-    if config.of_space == "patches" and not issubclass(OBJECTIVES[config.objective], FollowPlan):
-        raise ValueError(
-            f"space: got 'patches'; {config.objective}, which follows no plans, accepts "
-            f"latent, pixels"
-        )
+    if config.of_space == "patches":
+        _check_patches(config, min(target.shape[1:]))
     dim = config.latent_dim if config.of_space == "latent" else target.dim
     OBJECTIVES[config.objective].check(config, dim)
     return target
+
+
+def _check_patches(config: Any, side: int) -> None:
+    """ValueError unless the objective has plans, and patches cover images of this shorter side."""
+    if not issubclass(OBJECTIVES[config.objective], FollowPlan):
+        raise ValueError(
+            f"space: got 'patches'; {config.objective}, which follows no plans, accepts latent, "
+            f"pixels"
+        )
+    for name, most in (("patch_size", side), ("patch_stride", config.patch_size)):
+        if (given := getattr(config, name)) > most:
+            raise ValueError(f"{name}: got {given}; accepts up to {most}, so that patches fit")
 
 
 def data_name(config: Any) -> str:

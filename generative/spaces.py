@@ -46,6 +46,10 @@ class LatentSettings(ImageSettings):
 class PixelSettings(ImageSettings):
     """The generator makes images by transposed convolutions."""
 
+    epochs: int = 200
+    plot_interval: int = 40
+    steps_per_epoch: int = 1
+    average: float = 0.97
     g_dim: int = 32
     z_dim: int = 64
     space: one_of(NAMES) = "pixels"  # where images are compared

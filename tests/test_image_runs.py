@@ -175,8 +175,13 @@ def test_settings_of_images_are_live_with_images_only(tmp_path):
             Config(data_type="digits", **wrong)
     with pytest.raises(ValueError, match=r"space: got 'pixels'; write Config\(space='pixels'\)"):
         config.space = "pixels"
-    with pytest.raises(ValueError, match="space: got 'patches'; wgan, which follows no plans"):
-        train(images(tmp_path, objective="wgan", space="patches"))
+    for wrong, message in (
+        ({"objective": "wgan"}, "space: got 'patches'; wgan, which follows no plans, accepts"),
+        ({"objective": "ipot", "patch_size": 9}, "patch_size: got 9; accepts up to 8"),
+        ({"objective": "ipot", "patch_stride": 5}, "patch_stride: got 5; accepts up to 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(images(tmp_path, space="patches", **wrong))
     with pytest.raises(
         ValueError, match=r"data_type: got 'ring'; write Config\(data_type='ring'\)"
     ):
