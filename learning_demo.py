@@ -24,16 +24,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from generative import plots
 from generative.batches import Batches, Noise, noise_of, stream
-from generative.display import Display, due_after, has_window
+from generative.display import Display, due_after, due_between, has_window
 from generative.features import Autoencoder, learnt_autoencoder
 from generative.generators import Decoded, ImageGenerator, Sampler
 from generative.image_yardstick import ImageYardstick, new_eye
 from generative.metrics import Yardstick, mode_shares
-from generative.networks import linear, mirror
+from generative.networks import linear, mirror, moving
 from generative.objectives import OBJECTIVES
 from generative.process import unaffected
 from generative.run_settings import (
@@ -62,7 +62,7 @@ from generative.targets import Target
 STATISTICS = 20000  # noise that a sampler is calibrated with
 SHOWN = 20000  # samples in a figure
 PARTS = "generator", "averaged", "objective", "batches"  # of a training, which a checkpoint keeps
-VALUES = "epoch", "spent", "seconds", "history", "frames", "logged"  # the same
+VALUES = "epoch", "steps", "spent", "seconds", "history", "frames", "logged"  # the same
 
 
 @settings
@@ -202,9 +202,7 @@ class Training:
             data = self.autoencoder.encode(data)
         self.generator = new_generator(config, data.shape[1], shape).to(self.device)
         self.generator.initialise(data, rng)
-        self.averaged = AveragedModel(
-            self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average)
-        )
+        self.averaged = AveragedModel(self.generator, multi_avg_fn=moving(config.average))
         noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, shape)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
@@ -214,7 +212,7 @@ class Training:
         self.yardstick = self.new_yardstick(2, full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
         self.shown = plots.SIDE**2 if target.images else SHOWN // self.generator.thrift
-        self.epoch = 0
+        self.epoch = self.steps = 0
         self.seconds = 0.0
         self.logged: list[dict[str, Tensor]] = []  # since the last row of the history
         self.history: list[dict] = []
@@ -245,10 +243,17 @@ class Training:
         self.objective.set_rates(1 + (self.config.lr_factor - 1) * left)
         for _ in range(self.config.steps_per_epoch):
             self.logged.append(self.objective.update())
+            self.steps += 1
+            if self.config.seconds and self.elapsed(started) >= self.config.seconds:
+                break
         self.averaged.update_parameters(self.generator)
+        self.spent = self.elapsed(started)
+
+    def elapsed(self, started: float) -> float:
+        """Seconds of training, with those since `started`."""
         if self.config.seconds and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.spent += time.perf_counter() - started
+        return self.spent + time.perf_counter() - started
 
     def sampler(self) -> Sampler:
         """The generator to draw from: averaged weights, and calibrated for them."""
@@ -288,7 +293,7 @@ class Training:
             found["features"] = self.eye.words
         if self.target.centres is not None:
             found |= mode_shares(sample(SHOWN), self.target)
-        return found | {"steps": self.epoch * self.config.steps_per_epoch}
+        return found | {"steps": self.steps}
 
     def weights(self) -> dict[str, Tensor]:
         """The sampler's, on the CPU; their mean and standard deviation are in the data's units."""
@@ -320,7 +325,7 @@ class Training:
             version.
         """
         try:
-            check_checkpoint(state, self.config, self.target, self.device)
+            check_checkpoint(state, self.config, self.target)
             for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
             for name in VALUES:
@@ -351,6 +356,8 @@ def train(config: Config) -> dict:
         saved = last_checkpoint(folder, torch.device(device_name(config.device)))
         if saved is None:
             print(f"Writing to {folder}{own_defaults(config)}")
+        else:
+            check_checkpoint(saved, config, target)
         run = Training(config, target, saved)
         if saved is not None:
             run.restore(saved)
@@ -381,8 +388,11 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
             show(with_figure=True)
         while run.done < 1:
             try:
+                before = run.done
                 run.run_epoch()
                 due = due_after(run.epoch, run.done == 1, config.plot_interval)
+                if config.seconds:
+                    due = due_between(before, run.done)
                 if due:
                     run.evaluate()
             except ValueError as error:  # also the solver's: samples that are no longer finite

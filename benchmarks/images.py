@@ -56,7 +56,7 @@ CONTROLS = {
 }
 COLUMNS = (
     *("frechet", "precision", "recall", "density", "coverage", "smallest_class"),
-    *("nearer_training", "w2", "steps 1", "steps 2"),
+    *("nearer_training", "w2", "steps 1", "steps 2", "seconds"),
 )
 FEW_STEPS = (1, 2)  # of a flow
 ROWS, ACROSS = 4, 12  # images of a cell in the figure
@@ -159,6 +159,7 @@ def few_steps(run: Training, sampler: torch.nn.Module) -> dict[str, float]:
         return {}
     found, real = {}, run.eye.features(torch.from_numpy(run.target.held_out))
     for flow.steps in FEW_STEPS:
+        flow.calibrate(flow.noise(MANY, run.new_rng(1), stratified=True))
         x = sampler.sample(MANY, run.config.seed).float()
         found[f"steps {flow.steps}"] = frechet_distance(run.eye.features(x), real)
     return found
@@ -172,10 +173,10 @@ def table(cells: list[dict]) -> list[dict]:
         group = [cell for cell in done if (cell["name"], cell["space"]) == (name, space)]
         row = {"objective": name, "space": space}
         row |= {column: mean(group, column) for column in COLUMNS}
-        rows.append(row | {"updates": round(mean(group, "steps")) if group else 0})
+        rows.append(row | {"minibatches": round(mean(group, "steps")) if group else 0})
     real = {column: mean(done, f"{column}_real") for column in COLUMNS}
     real["w2"] = mean(done, "w2_two_sample")
-    return [*rows, {"objective": "real images", "space": "", **real, "updates": ""}]
+    return [*rows, {"objective": "real images", "space": "", **real, "minibatches": ""}]
 
 
 def mean(cells: list[dict], column: str) -> float:

@@ -44,6 +44,16 @@ def due_after(epoch: int, last: bool, interval: int) -> str:
     return "" if epoch % gap else "look"
 
 
+def due_between(before: float, done: float) -> str:
+    """The same for an epoch that takes a training from one part of its time to another.
+
+    There are fifty looks, every fifth with a figure.
+    """
+    if int(10 * done) > int(10 * before):
+        return "figure"
+    return "look" if int(50 * done) > int(50 * before) else ""
+
+
 class Display:
     """The fit's figure, shown wherever there is a place for it, and the progress of a run.
 

@@ -50,7 +50,9 @@ def download(addresses: Sequence[str], path: Path, md5: str) -> None:
             with written_whole(path) as temporary:
                 part.replace(temporary)
             return
-    raise ValueError(f"cannot download {path.name}: {'; '.join(reasons)}")
+    raise ValueError(
+        f"cannot download {path.name}: {'; '.join(reasons)}; put the file into {path.parent}"
+    )
 
 
 def _fetch_whole(address: str, part: Path, md5: str) -> None:

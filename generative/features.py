@@ -5,6 +5,7 @@ from -1 to 1.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,7 @@ WIDTHS = 512, 256  # of the autoencoder's hidden layers
 BLUR = 0.1  # noise on latents, in units of their standard deviation, while the decoder learns
 FEATURES = 84  # of the classifier
 SMALL = 16  # pixels of a side
-CHUNK = 1000  # images at once
+ENTRIES = 2**20  # of images at once
 SIZE = 100  # images in a minibatch
 RATE = 2e-3  # of learning, at first
 
@@ -56,6 +57,11 @@ def minibatches(n: int, rng: torch.Generator) -> Iterator[Tensor]:
     while True:
         order = torch.randperm(n, generator=rng, device=rng.device)
         yield from order[: n // size * size].split(size)
+
+
+def in_parts(rows: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """Images of this shape, or what stands for them, in parts that memory and caches hold."""
+    return rows.split(max(1, ENTRIES // math.prod(shape)))
 
 
 def portions(steps: int, seconds: float = 0.0, words: str = "") -> Iterator[float]:
@@ -133,7 +139,7 @@ class Autoencoder(nn.Module):
             descend(optimizer, binary_cross_entropy_with_logits(logits, (x + 1) / 2), done)
         self.eval()
         with torch.no_grad():
-            latents = torch.cat([self.encoder(x) for x in data.split(CHUNK)])
+            latents = torch.cat([self.encoder(x) for x in in_parts(data, self.shape)])
         self.standard.running_mean.copy_(latents.mean(0))
         self.standard.running_var.copy_(latents.var(0))
 
@@ -141,13 +147,13 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Images (n, c h w) to latents (n, dim)."""
-        return torch.cat([self.standard(self.encoder(rows)) for rows in x.split(CHUNK)])
+        return torch.cat([self.standard(self.encoder(rows)) for rows in in_parts(x, self.shape)])
 
     @unaffected
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (n, dim) to images (n, c h w)."""
-        return torch.cat([2 * self.decoder(rows).sigmoid() - 1 for rows in z.split(CHUNK)])
+        return torch.cat([2 * self.decoder(rows).sigmoid() - 1 for rows in in_parts(z, self.shape)])
 
 
 class Classifier(nn.Module):
@@ -185,14 +191,14 @@ class Classifier(nn.Module):
             x = shift(data[index], self.shape, rng)
             descend(optimizer, cross_entropy(self.last(self._dense(x)), labels[index]), done)
         with torch.no_grad():
-            spread = torch.cat([self._dense(rows) for rows in data.split(CHUNK)]).std(0)
+            spread = torch.cat([self._dense(rows) for rows in in_parts(data, self.shape)]).std(0)
         self.scale.copy_(spread.where(spread > 0, 1))
 
     @unaffected
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Images (n, c h w) to (n, 84), in units of their standard deviation over the data."""
-        return torch.cat([self._dense(rows) / self.scale for rows in x.split(CHUNK)])
+        return torch.cat([self._dense(rows) / self.scale for rows in in_parts(x, self.shape)])
 
     @unaffected
     @torch.no_grad()

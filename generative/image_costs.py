@@ -9,7 +9,7 @@ from torch import Tensor
 
 RANGE = 2.0  # of pixels
 WINDOW = 11  # pixels of a side, or fewer in small images
-PAIRS = 2**13  # at once
+ENTRIES = 2**23  # of pairs of images at once
 SHARPEST = 1e-8  # mean squared difference, below which images count as equal
 
 COSTS = ("squared", "psnr", "ssim")
@@ -41,7 +41,7 @@ def cost_matrix(name: str, x: Tensor, y: Tensor, shape: tuple[int, int, int]) ->
     if name != "ssim":
         squares = torch.cdist(x, y).square()
         return squares if name == "squared" else of_squares(squares / x.shape[1])
-    few = max(1, PAIRS // len(x))
+    few = max(1, ENTRIES // x.numel())
     columns = []
     for part in y.split(few):
         pairs = x.repeat_interleave(len(part), 0), part.repeat(len(x), 1)

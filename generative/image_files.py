@@ -54,7 +54,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{path} has {len(content) - head} entries, but its head says {shape}: it is cut off "
             f"or not an IDX file"
         )
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy()
 
 
 def read_cifar_files(folder: Path, names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:

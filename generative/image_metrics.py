@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 5  # as Naeem et al. 2020 recommend; Kynkaanniemi et al. 2019 take 3
-BLOCK = 2**24  # distances at once
+BLOCK = 2**24  # distances, or entries, at once
+ROUNDING = 1e-6  # of distances, relative to the length of an image
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -61,9 +62,9 @@ def nearer_share(x: Tensor, seen: Tensor, unseen: Tensor) -> float:
     is n / (n + m) for n and m images if the samples owe the first nothing, and 1 for copies. Blur
     changes both distances alike. A tie counts as half.
     """
-    nearest = [torch.cat([d.amin(1) for d in _distances(x, others)]) for others in (seen, unseen)]
-    closer = (nearest[0] < nearest[1]).double() + (nearest[0] == nearest[1]).double() / 2
-    return float(closer.mean())
+    to_seen, to_unseen = (_nearest(x, others) for others in (seen, unseen))
+    tie = (to_seen - to_unseen).abs() <= ROUNDING * x.double().square().sum(1).sqrt()
+    return float(torch.where(tie, 0.5, (to_seen < to_unseen).double()).mean())
 
 
 def share_of_the_unseen(seen: Tensor, unseen: Tensor) -> float:
@@ -83,10 +84,10 @@ def class_shares(classes: Tensor, due: Tensor) -> dict[str, float]:
     """How images spread over classes, whose shares among the data are `due` (m,).
 
     A class is found if at least a quarter of its due is in it. The shares of the smallest and of
-    the largest class are in units of their due.
+    the largest class are in units of their due. Classes that are due nothing do not count.
     """
     shares = torch.bincount(classes, minlength=len(due)).double() / len(classes)
-    relative = shares / due.double()
+    relative = (shares / due.double())[due > 0]
     return {
         "classes_found": int((relative >= 0.25).sum()),
         "smallest_class": float(relative.min()),
@@ -105,6 +106,15 @@ def _radii(y: Tensor, k: int) -> Tensor:
     if len(y) <= k:
         raise ValueError(f"{len(y)} images have no {k} neighbours each; accepts {k + 1} or more")
     return torch.cat([d.kthvalue(k + 1, 1).values for d in _distances(y, y)])
+
+
+def _nearest(x: Tensor, y: Tensor) -> Tensor:
+    """The distance of each x to the nearest y, (n,), by products of matrices."""
+    x, found = x.double(), x.new_full((len(x),), torch.inf, dtype=torch.float64)
+    for part in y.split(max(1, BLOCK // max(len(x), y.shape[1]))):
+        distances = torch.cdist(x, part.double(), compute_mode="use_mm_for_euclid_dist")
+        found = torch.minimum(found, distances.amin(1))
+    return found
 
 
 def _distances(x: Tensor, y: Tensor):

@@ -140,7 +140,7 @@ class ImageYardstick:
         real = image_rows(torch.from_numpy(own.train[: self.count])).to(data.device)
         found = self._measure(real)
         if full:
-            found["nearer_training"] = share_of_the_unseen(data[:LEARNT], self.held_out[:MANY])
+            found["nearer_training"] = share_of_the_unseen(data, self.held_out)
         if eye.teller:
             found["foreign"] = eye.foreign_share(data)
         self.reference = {f"{name}_real": value for name, value in found.items()}
@@ -151,8 +151,7 @@ class ImageYardstick:
         x = sample(self.count).float()
         found = self._measure(x)
         if self.full:
-            pair = self.data[:LEARNT], self.held_out[:MANY]
-            found["nearer_training"] = nearer_share(x[:NEIGHBOURS], *pair)
+            found["nearer_training"] = nearer_share(x[:NEIGHBOURS], self.data, self.held_out)
         if self.eye.teller:
             found["foreign"] = self.eye.foreign_share(x)
         return found | self.pixels.measure(sample)

@@ -59,11 +59,15 @@ class Images:
         return state.hexdigest()
 
 
+MOST_HELD_OUT = 10000
+
+
 def split(pixels: np.ndarray, labels: np.ndarray | None, seed: int) -> Images:
-    """A fifth of the images is held out, of each class where there are labels."""
+    """A fifth of the images, at most 10,000, is held out, of each class where there are labels."""
     few = labels is None or np.bincount(labels)[np.unique(labels)].min() < 5
+    share = min(0.2, MOST_HELD_OUT / len(pixels))
     train, held_out = train_test_split(
-        np.arange(len(pixels)), test_size=0.2, random_state=seed, stratify=None if few else labels
+        np.arange(len(pixels)), test_size=share, random_state=seed, stratify=None if few else labels
     )
     parts = (None, None) if labels is None else (labels[train], labels[held_out])
     return Images(pixels[train], pixels[held_out], *parts)

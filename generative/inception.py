@@ -3,7 +3,6 @@
 torch-fidelity and the weights of the network are the user's; nothing else needs them.
 """
 
-import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -51,7 +50,7 @@ def inception_distance(x: Tensor, y: Tensor, shape: tuple[int, int, int]) -> flo
         input1=first,
         input2=second,
         fid=True,
-        cuda=torch.cuda.is_available(),
+        cuda=x.is_cuda,
         feature_extractor=NAME,
         feature_layer_fid=FEATURES,
         verbose=False,

@@ -153,7 +153,7 @@ class Yardstick:
         names = [
             name for name in (METRICS if full else LAW) if target.dim > 1 or name != "sliced_w2"
         ]
-        if target.shape and not full:
+        if target.shape:
             names = ["w2"]  # in many dimensions W1 takes long, and says little more
         self.to_law = LAW if target.quantile is not None else ()
         self.names = tuple(name for name in names if name not in self.to_law)

@@ -3,6 +3,7 @@
 Images are rows (n, c h w) wherever they meet anything but a convolution.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -24,6 +25,22 @@ def mirror(weights: Tensor) -> None:
     """Make the second half of the rows the first one with its sign changed, in place."""
     half = len(weights) // 2
     weights[half : 2 * half] = -weights[:half]
+
+
+def moving(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """The rule of an exponential moving average of weights, for torch's AveragedModel.
+
+    The decay grows to its value with the count n of averaged weights, as (1 + n) / (10 + n), so
+    that the first weights are forgotten.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        share = 1 - ((1 + count) / (10 + count)).clamp_max(decay)  # read by the device alone
+        for mean, weight in zip(averaged, current):
+            mean.lerp_(weight, share.to(mean))
+
+    return update
 
 
 @torch.no_grad()

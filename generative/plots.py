@@ -389,7 +389,7 @@ def _distances(axes: Axes, history: Sequence[dict], labels: dict[str, str], unit
 
 def _scale(values: Sequence[float]) -> str:
     """Of an axis."""
-    return "log" if min(values) > 0 else "linear"
+    return "log" if len(values) and min(values) > 0 else "linear"
 
 
 def save_animation(

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 import tyro
 
+from generative.images import NAMES
 from generative.inception import check_inception
 from generative.objectives import OBJECTIVES
 from generative.objectives.plan import FollowPlan
 from generative.runs import device_name, summary_writer
 from generative.settings import CHOICES, FREE, TYPES, names, no_such_field, refuse
 from generative.targets import Target, from_settings
+
+FEWEST_IMAGES = 10  # in a training set: metrics look at five neighbours
 
 
 def from_command_line(config: type, description: str) -> Any:
@@ -86,10 +89,11 @@ def settled(config: Any) -> tuple[Any, Target]:
     config = dataclasses.replace(config)  # fields may have been assigned since it was made
     if config.data_path and isinstance(config.data_path, str):
         config.data_path = os.path.abspath(config.data_path)
-    if getattr(config, "contaminate", "") and os.path.exists(config.contaminate):
-        config.contaminate = os.path.abspath(config.contaminate)
+    foreign = getattr(config, "contaminate", "")
+    if foreign not in ("", *NAMES) and os.path.exists(foreign):
+        config.contaminate = os.path.abspath(foreign)
     if not config.resume:
-        return config, check(config)
+        return _found_again(config), check(config)
     saved = saved_config(type(config).__base__, config.resume)
     if type(saved) is type(config):  # what is as in Config is as in the run
         said = {
@@ -99,7 +103,7 @@ def settled(config: Any) -> tuple[Any, Target]:
         }
         config = dataclasses.replace(saved, **{"show": config.show, **said})
     refuse_changes(config, saved)
-    target = check(config)
+    target = check(_found_again(config))
     for name in ("epochs", "seconds"):
         least = getattr(saved, name)
         if getattr(config, name) < least:
@@ -107,6 +111,13 @@ def settled(config: Any) -> tuple[Any, Target]:
                 f"{name}: got {getattr(config, name)}; a resumed run accepts {least} or more"
             )
     return config, target
+
+
+def _found_again(config: Any) -> Any:
+    """The settings, with the images' folder by its absolute path."""
+    if config.of_space and isinstance(config.data_dir, str):
+        config.data_dir = os.path.abspath(config.data_dir)
+    return config
 
 
 def refuse_changes(config: Any, saved: Any) -> None:
@@ -139,6 +150,10 @@ def check(config: Any) -> Target:
     target = from_settings(config)
     if config.of_space == "patches":
         _check_patches(config, min(target.shape[1:]))
+    if target.images and config.data_size < FEWEST_IMAGES:
+        raise ValueError(
+            f"data_size: got {config.data_size}; images accept {FEWEST_IMAGES} or more"
+        )
     dim = config.latent_dim if config.of_space == "latent" else target.dim
     OBJECTIVES[config.objective].check(config, dim)
     return target
@@ -184,25 +199,27 @@ def kept_settings(config: Any) -> dict:
     return kept
 
 
-def check_checkpoint(state: dict, config: Any, target: Target, device: torch.device) -> None:
+def check_checkpoint(state: dict, config: Any, target: Target) -> None:
     """Refuse a checkpoint of another kind of device, of other data or of other settings.
 
     Raises
     ------
     ValueError
         With the setting that differs.
-    KeyError
-        If it is of another version.
     """
-    if state["device"] != device.type:
+    if not {"device", "data", "settings"} <= state.keys():
+        raise ValueError("the checkpoint does not fit the run's settings: it is of another version")
+    device = torch.device(device_name(config.device)).type
+    if state["device"] != device:
         raise ValueError(
-            f"device: got {device.type}, but the run was trained on {state['device']}, whose "
+            f"device: got {device}, but the run was trained on {state['device']}, whose "
             f"random numbers differ; its generator.pt gives samples on any device"
         )
     if state["data"] != target.digest:
+        setting = "data_path" if config.data_path or not config.of_space else "data_dir"
         raise ValueError(
-            f"data_path: {config.data_path} is not what the run was trained on; it has changed "
-            f"since"
+            f"{setting}: {getattr(config, setting)} is not what the run was trained on; it has "
+            f"changed since"
         )
     for name, value in kept_settings(config).items():
         if state["settings"].get(name, value) != value:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from generative.rules import Count, Flag, Text, integers, integers_among, numbers, one_of
 
 NAMES = ("latent", "pixels", "patches")
+Side = integers_among({0, *range(4, 257)}, "0, or integers from 4 to 256")
 
 
 @dataclass(kw_only=True)
@@ -23,9 +24,7 @@ class ImageSettings:
     space: one_of(NAMES) = "latent"  # where images are compared
     data_dir: Text = "data"  # where image files are looked for, here or in a folder of that name
     download: Flag = False  # fetch files of mnist, fashion-mnist or cifar10 that are not there
-    size: integers_among({0, *range(4, 257)}, "0, or integers from 4 to 256") = (
-        0  # pixels of a side to resize images to; 0: as they are, folder: 64
-    )
+    size: Side = 0  # pixels of a side to resize images to; 0: as they are, folder: 64
     channels: integers_among({0, 1, 3}, "0, 1, 3") = 0  # 1: grey, 3: RGB; 0: as they are, folder: 3
     contaminate: Text = ""  # another image set, or a file of images, to mix into the training set
     share: numbers(0, 1) = 0.01  # of the training set that is replaced by those

@@ -115,10 +115,11 @@ class Target:
         """Two independent sets of up to n samples, to measure distances with."""
         if self.held_out is None:
             return self.draw(n, generator), self.draw(n, generator)
-        rows = torch.tensor(self.held_out, device=generator.device)
-        rows = rows[torch.randperm(len(rows), generator=generator, device=generator.device)]
-        first, second = rows.chunk(2)
-        return first[:n], second[:n]
+        count, device = len(self.held_out), generator.device
+        order = torch.randperm(count, generator=generator, device=device).cpu()
+        halves = (half[:n].numpy() for half in order.chunk(2))
+        first, second = (torch.from_numpy(self.held_out[half]).to(device) for half in halves)
+        return first, second
 
 
 def _uniform(n: int, dim: int, rng: torch.Generator) -> Tensor:
@@ -285,7 +286,7 @@ def from_images(images: Images) -> Target:
 
 def image_rows(pixels: Tensor) -> Tensor:
     """Pixels (n, h, w, c) from 0 to 255 as rows (n, c h w) from -1 to 1, float32."""
-    return pixels.permute(0, 3, 1, 2).flatten(1).float() / 127.5 - 1
+    return pixels.permute(0, 3, 1, 2).flatten(1).float().div_(127.5).sub_(1)
 
 
 def from_file(path: str, seed: int) -> Target:

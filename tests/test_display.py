@@ -3,6 +3,7 @@
 import base64
 import builtins
 import io
+import itertools
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -13,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from generative import plots
-from generative.display import due_after
+from generative.display import due_after, due_between
 from generative.targets import TARGETS
 from learning_demo import Config, train
 from tests.test_learning_demo import ROOT, history, saved, small
@@ -90,6 +91,13 @@ def test_looks_are_spaced_geometrically_at_first():
     figures = [epoch for epoch, what in due.items() if what == "figure"]
     assert figures == [1, 4, 16, 200, 400, 430]
     assert all(due_after(epoch, epoch == 6, 1) == "figure" for epoch in range(1, 7))
+
+
+def test_looks_are_spaced_evenly_in_a_limited_time():
+    done = np.linspace(0, 1, 1001)
+    due = [due_between(before, after) for before, after in itertools.pairwise(done)]
+    assert due.count("figure") == 10 and due.count("look") == 40 and due[-1] == "figure"
+    assert due_between(0.0, 1.0) == "figure"
 
 
 def test_a_picture_leaves_the_canvas_of_a_figure():

@@ -37,6 +37,11 @@ def test_frechet_distance_is_the_formula_by_scipys_root(seed, d):
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_classes_that_are_due_nothing_do_not_count():
+    found = class_shares(torch.tensor([0, 0, 2, 2]), torch.tensor([0.5, 0.0, 0.5]))
+    assert found == {"classes_found": 2, "smallest_class": 1.0, "largest_class": 1.0}
+
+
 def test_frechet_distance_of_few_samples_in_many_dimensions():
     """Singular covariances: two points on each axis, x on the first, y on the second."""
     x, y = torch.zeros(2, 5), torch.zeros(2, 5)

@@ -55,12 +55,18 @@ def test_every_objective_trains_on_images(tmp_path, objective, space):
         assert float(drawn.min()) >= 0 and 100 < float(drawn.max()) <= 255
 
 
-@pytest.mark.parametrize("directions", [0, 8])
-@pytest.mark.parametrize("objective", PLANS)
-def test_plans_between_patches(tmp_path, objective, directions):
-    """One update moves generated images towards the data."""
-    options = {"objective": objective, "space": "patches", "directions": directions}
-    config = images(tmp_path, lr=1e-3, **options)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"objective": name} for name in PLANS),
+        {"objective": "ipot-exact", "debiased": True},
+        {"objective": "ipot-exact", "directions": 8},
+        {"objective": "ipot", "directions": 8, "debiased": True},
+    ],
+)
+def test_plans_between_patches(tmp_path, options):
+    """Updates move generated images towards the data."""
+    config = images(tmp_path, lr=1e-3, space="patches", **options)
     run = Training(config, check(config))
     losses = [float(run.objective.update()["loss"]) for _ in range(6)]
     assert losses[-1] < losses[0] and all(np.isfinite(losses))
@@ -115,6 +121,28 @@ def test_a_run_may_be_limited_by_its_time(tmp_path):
     before = state["epoch"]
     train(dataclasses.replace(config, seconds=state["spent"] + 1, show=False))
     assert torch.load(folder / "checkpoint.pt")["epoch"] > before
+
+
+def test_a_run_goes_on_with_its_own_images_from_any_directory(tmp_path, monkeypatch):
+    """Or says that they are others, whatever their size and classes."""
+    rng = np.random.default_rng(0)
+    for name, side in (("mine", 8), ("other", 9)):
+        (tmp_path / name).mkdir()
+        for k in range(100):
+            picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / name / f"{k}.png")
+    monkeypatch.chdir(tmp_path)
+    train(images("outputs", data_type="folder", data_dir="mine", size=8))
+    monkeypatch.chdir("/")
+    config = dataclasses.replace(saved(tmp_path / "outputs" / "mine"), show=False, epochs=3)
+    assert config.data_dir == str(tmp_path / "mine")
+    train(config)
+    with pytest.raises(ValueError, match=r"data_dir: .*other is not what the run was trained on"):
+        train(dataclasses.replace(config, data_dir=str(tmp_path / "other"), epochs=4))
+    (tmp_path / "digits").mkdir()  # no file of images, though it is there
+    monkeypatch.chdir(tmp_path)
+    config = images(tmp_path, data_path="", contaminate="digits")
+    assert check(config).images.others is not None
 
 
 def test_foreign_images_are_counted(tmp_path):
@@ -179,6 +207,7 @@ def test_settings_of_images_are_live_with_images_only(tmp_path):
         ({"objective": "wgan"}, "space: got 'patches'; wgan, which follows no plans, accepts"),
         ({"objective": "ipot", "patch_size": 9}, "patch_size: got 9; accepts up to 8"),
         ({"objective": "ipot", "patch_stride": 5}, "patch_stride: got 5; accepts up to 4"),
+        ({"objective": "sinkhorn", "directions": 2}, "directions: got 2; sinkhorn, which needs"),
     ):
         with pytest.raises(ValueError, match=message):
             train(images(tmp_path, space="patches", **wrong))
@@ -188,6 +217,10 @@ def test_settings_of_images_are_live_with_images_only(tmp_path):
         config.data_type = "ring"
     with pytest.raises(ValueError, match="attention: got True; wgan, which clips weights"):
         train(images(tmp_path, objective="wgan", space="pixels", attention=True))
+    with pytest.raises(ValueError, match="attention: got True; ot-cfm, whose network sees rows"):
+        train(images(tmp_path, objective="ot-cfm", space="pixels", attention=True))
+    with pytest.raises(ValueError, match="data_size: got 9; images accept 10 or more"):
+        train(images(tmp_path, data_size=9))
     with pytest.raises(ValueError, match=r"mnist: no files in .*; put train-images"):
         train(images(tmp_path, data_type="mnist", data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="size: got 3; accepts 0, or integers from 4 to 256"):

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from generative.networks import (
     ImageCritic,
     SelfAttention,
     convolutional,
     initialise,
+    moving,
 )
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 9, 7)]
@@ -49,6 +51,19 @@ def test_all_weights_come_from_the_generator_and_torchs_own_is_left():
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not all(torch.equal(first[name], other[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_moving_average_forgets_the_first_weights():
+    layer = torch.nn.Linear(1, 1)
+    averaged = AveragedModel(layer, multi_avg_fn=moving(0.9))
+    expected = None
+    for count, value in enumerate((1000.0, *[1.0] * 300)):
+        torch.nn.init.constant_(layer.weight, value)
+        averaged.update_parameters(layer)
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-4)
+    assert expected == pytest.approx(1, abs=1e-3)
 
 
 def test_attention_is_the_identity_until_its_gate_opens():

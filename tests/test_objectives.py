@@ -190,16 +190,16 @@ def test_debiased_destinations_move_away_from_a_second_sample(name):
     objective, generator, batches = toy(name, n=16, debiased=True, **own)
     second = torch.randn(16, 1, generator=batches.rng)
     objective.generator = lambda noise: second
+    assert objective.second() is second
     x, y = generator.x.detach(), batches.data
-    found, cost = objective.destination(x, y)
+    found, cost = objective.destination(x, y, second)
     plans = [
         16 * ot.emd([], [], ot.dist(x.double().numpy(), z.double().numpy())) for z in (y, second)
     ]
     expected = x.numpy() + plans[0] @ y.numpy() - plans[1] @ second.numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert float(cost) == pytest.approx(ot.emd2([], [], ot.dist(x.numpy(), y.numpy())), rel=1e-3)
-    second = y
-    torch.testing.assert_close(objective.destination(x, y)[0], x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(objective.destination(x, y, y)[0], x, atol=1e-5, rtol=0)
 
 
 def test_plans_between_few_points_draw_samples_together_but_for_debiased_ones():

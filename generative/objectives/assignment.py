@@ -17,6 +17,7 @@ from generative.rules import Count, Weight, one_of
 WEIGHT = 0.1  # of the squared distance, beside psi
 WEIGHTS = {"psnr": 1.0, "ssim": 5.0}  # of other costs
 PAIRS = 64  # in a minibatch of the generator; its authors take 16, too few for BatchNorm
+ENTRIES = 2**22  # of data that the critic sees at once
 BLOCK = 256  # samples assigned at once
 LAST = 200  # walk on which the full schedule has grown to its end
 
@@ -86,12 +87,16 @@ class Assignment(CriticObjective):
         data = self.batches.data
         for _ in range(self.config.n_critic):
             minibatches = [self.batches.noise() for _ in range(self.minibatches(len(data)))]
+            parts = data.split(max(1, ENTRIES // data.shape[1]))
             with torch.no_grad():
-                x = torch.cat([self.generator(z) for z in minibatches])
-            psi = self.critic(data)
-            chosen = self.assigned(x, psi.detach())
+                psi = torch.cat([self.critic(rows) for rows in parts])
+                chosen = torch.cat([self.assigned(self.generator(z), psi) for z in minibatches])
             counts = torch.bincount(chosen, minlength=len(psi)).to(psi.dtype)
-            descend(self.critic_optimizer, psi.mean() - (counts / len(chosen)) @ psi)
+            slopes = 1 / len(psi) - counts / len(chosen)
+            self.critic_optimizer.zero_grad(set_to_none=True)
+            for rows, slope in zip(parts, slopes.split(len(parts[0]))):  # not all at once in memory
+                (slope @ self.critic(rows)).backward()
+            self.critic_optimizer.step()
         self.uniformity = {
             "unassigned": (counts == 0).to(psi.dtype).mean(),
             "dispersion": counts.var() / counts.mean(),

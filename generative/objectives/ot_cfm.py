@@ -48,6 +48,8 @@ class OtCfm(Objective):
 
     @classmethod
     def check(cls, config, dim: int) -> None:
+        if getattr(config, "attention", False):
+            raise ValueError("attention: got True; ot-cfm, whose network sees rows, accepts False")
         if config.z_dim not in (0, dim):
             raise ValueError(
                 f"z_dim: got {config.z_dim}; accepts {dim}, the data's, or 0: a flow keeps "

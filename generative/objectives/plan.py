@@ -7,6 +7,7 @@ bounded for each point.
 """
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import ClassVar
 
 import torch
@@ -60,41 +61,48 @@ class FollowPlan(Objective):
         """`loss` is the transport cost between the minibatches."""
         noise, y = self.batches.noise(), self.batches.points()
         x = self.generator(noise)
-        destination, cost = self.of_patches(x.detach(), y)
+        destination, cost = self.of_patches(x.detach(), y, self.second())
         for step in range(self.updates):
             x = self.generator(noise) if step else x
             descend(self.optimizer, bounded_squares(x - destination, self.config.huber).mean())
         return {"loss": cost}
 
-    def of_patches(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def second(self) -> Tensor | None:
+        """A second minibatch of samples to move away from, if that is wanted."""
+        if not self.config.debiased:
+            return None
+        with torch.no_grad():
+            return self.generator(self.batches.noise())
+
+    def of_patches(self, x: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor]:
         """The destination of images by those of their patches at each place, if they have some.
 
         Elnekave, Weiss, "Generating Natural Images with Direct Patch Distributions Matching", ECCV
         2022, match patches wherever they are in one image; here places stay apart.
         """
         if self.patches is None:
-            return self.destination(x, y)
-        if lines := self.config.directions:
-            found = [
-                sliced_destination(*pair, lines, self.batches.rng)
-                for pair in zip(self.patches.cut(x), self.patches.cut(y))
-            ]
-        else:
-            found = [
-                self.destination(*pair) for pair in zip(self.patches.cut(x), self.patches.cut(y))
-            ]
+            return self.destination(x, y, second)
+        cut = self.patches.cut
+        seconds = repeat(None) if second is None else cut(second)
+        found = [self.destination(*places) for places in zip(cut(x), cut(y), seconds)]
         destinations, costs = zip(*found)
         return self.patches.paste(destinations), torch.stack(costs).mean()
 
-    def destination(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def destination(
+        self, x: Tensor, y: Tensor, second: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Where each point of x (n, d) goes, (n, d), and the transport cost, for y (n, d)."""
-        plan, cost = self.plan(x, y)
-        destination = len(x) * (plan @ y)
-        if self.config.debiased:
-            with torch.no_grad():
-                second = self.generator(self.batches.noise())
-            destination += x - len(x) * (self.plan(x, second)[0] @ second)
+        destination, cost = self.moved(x, y)
+        if second is not None:
+            destination = x + destination - self.moved(x, second)[0]
         return destination, cost
+
+    def moved(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Where points x go by a plan or, if there are `directions`, by sorting; and the cost."""
+        if lines := getattr(self.config, "directions", 0):
+            return sliced_destination(x, y, lines, self.batches.rng)
+        plan, cost = self.plan(x, y)
+        return len(x) * (plan @ y), cost
 
     def plan(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A plan (n, n) between points x and y (n, d) of equal weights, and its transport cost."""

@@ -28,7 +28,17 @@ class Sinkhorn(FollowPlan):
 
     advice: ClassVar = "a smaller lr or a larger reg"
 
-    def destination(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def check(cls, config, dim: int) -> None:
+        if lines := getattr(config, "directions", 0):
+            raise ValueError(f"directions: got {lines}; sinkhorn, which needs its plans, accepts 0")
+
+    def second(self) -> None:
+        """None: it is debiased by the samples themselves."""
+
+    def destination(
+        self, x: Tensor, y: Tensor, second: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The cost is S(x, y), or its debiased form, at the iterations' dual variables."""
         plan, cost = self._entropic(x, y)
         destination = len(x) * (plan @ y)
