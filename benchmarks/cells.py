@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -9,6 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from generative.runs import written_whole
+
+
+def end_with(parent: int) -> None:
+    """Make this process end soon after its parent, which may be killed within a cell."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_cells(
@@ -22,7 +36,8 @@ def run_cells(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.json" for name in cells}
     missing = [name for name, path in paths.items() if not path.exists()]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, end_with, (os.getpid(),)) as pool:
         running = {pool.submit(function, *cells[name]): paths[name] for name in missing}
         for done in tqdm(as_completed(running), total=len(missing), unit="cell"):
             with written_whole(running[done]) as path:

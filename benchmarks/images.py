@@ -59,7 +59,7 @@ COLUMNS = (
     *("nearer_training", "w2", "steps 1", "steps 2", "seconds"),
 )
 FEW_STEPS = (1, 2)  # of a flow
-ROWS, ACROSS = 4, 12  # images of a cell in the figure
+ROWS, ACROSS = 2, 14  # images of a cell in the figure
 CROP = 28  # pixels of a side
 
 
@@ -189,13 +189,13 @@ def draw(cells: list[dict], columns: tuple[str, ...], path: Path) -> None:
     """Generated images of the first seed: a row for each name, a column for each space."""
     cells = [cell for cell in cells if cell["seed"] == 0 and not cell["failed"]]
     names = list(dict.fromkeys(cell["name"] for cell in cells))
-    figure = Figure(figsize=(5.2 * len(columns), 2.1 * len(names)), layout="constrained")
+    figure = Figure(figsize=(6 * len(columns), 1.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(columns), squeeze=False)
     for each in axes.flat:
         each.set_axis_off()
     for cell in cells:
         panel = axes[names.index(cell["name"]), columns.index(cell["space"])]
-        images = plots.tiled(np.array(cell["frame"], np.uint8), ACROSS)
+        images = plots.tiled(np.array(cell["frame"][: ROWS * ACROSS], np.uint8), ACROSS)
         panel.imshow(images, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{cell['name']}, {cell['space']}: Frechet distance {cell['frechet']:.3g}"
         panel.set_title(title, loc="left", fontsize=9)

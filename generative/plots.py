@@ -211,7 +211,8 @@ class ImageFitPlot(FitPlot):
 
     def show(self, frame: np.ndarray, title: str) -> None:
         self._image.set_data(tiled(np.asarray(frame, dtype=np.uint8)))
-        title = title.replace(" (", "\u00a0(")  # a figure stays with what it compares with
+        parts = title.split(", ")  # between which alone lines may break
+        title = ", ".join(part.replace(" ", "\u00a0") for part in parts)
         self._title.set_text(textwrap.fill(title, WIDTH))
 
 

@@ -49,7 +49,7 @@ class Assignment(CriticObjective):
         latent_sigma: Weight = 0.1  # of gaussians: their standard deviation
 
     @dataclass(kw_only=True)
-    class PixelSettings:
+    class PixelSettings(CriticObjective.PixelSettings):
         assignment_cost: one_of(COSTS) = "psnr"  # by which samples are assigned; ssim takes long
         generator_cost: one_of(COSTS) = "ssim"  # which the generator descends
 

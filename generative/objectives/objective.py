@@ -85,6 +85,11 @@ class CriticObjective(Objective):
         lr_factor: float = 1.0
         stratified: bool = False
 
+    @dataclass(kw_only=True)
+    class PixelSettings:
+        c_dim: Count = 32  # width of the critic's first convolution; the second has twice as many
+
+    SpaceSettings: ClassVar = {"pixels": PixelSettings}
     advice: ClassVar = "a smaller lr or critic_lr"
 
     def __init__(self, config, generator: nn.Module, batches: Batches):

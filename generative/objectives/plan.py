@@ -39,11 +39,15 @@ class FollowPlan(Objective):
         debiased: Flag = False  # move away from a second minibatch of samples as towards the data
 
     @dataclass(kw_only=True)
-    class LatentSettings:
+    class OfImages:
         updates_per_plan: integers(0) = 2  # updates on each plan
         debiased: Flag = True  # move away from a second minibatch of samples as towards the data
 
-    SpaceSettings: ClassVar = {"latent": LatentSettings}
+    @dataclass(kw_only=True)
+    class OfPixels(OfImages):
+        batchsize: int = 256
+
+    SpaceSettings: ClassVar = {"latent": OfImages, "pixels": OfPixels, "patches": OfImages}
 
     def __init__(self, config, generator: nn.Module, batches: Batches):
         super().__init__(config, generator, batches)

@@ -50,7 +50,7 @@ class Uotm(CriticObjective):
         penalty: Weight = 0.01  # weight of the penalty on the potential's slope
 
     @dataclass(kw_only=True)
-    class PixelSettings:
+    class PixelSettings(CriticObjective.PixelSettings):
         """As its authors' on CIFAR-10, with the penalty of their experiments on the plane."""
 
         lr: float = 1.6e-4

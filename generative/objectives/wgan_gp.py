@@ -23,7 +23,7 @@ class WganGp(WassersteinCritic):
         penalty: Weight = 0.1  # weight of the penalty on slopes of the critic other than 1
 
     @dataclass(kw_only=True)
-    class PixelSettings:
+    class PixelSettings(WassersteinCritic.PixelSettings):
         """As its authors' on images."""
 
         batchsize: int = 64
