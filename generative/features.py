@@ -21,7 +21,7 @@ from torch.nn.functional import (
 from torch.nn.utils import skip_init
 from tqdm import tqdm
 
-from generative.networks import SLOPE, initialise, linear
+from generative.networks import SLOPE, descend, initialise, linear
 from generative.process import unaffected
 
 # Chosen by reconstructions of held-out digits of 28 x 28.
@@ -80,13 +80,10 @@ def portions(steps: int, seconds: float = 0.0, words: str = "") -> Iterator[floa
             yield done
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, done: float) -> None:
-    """A step of an optimiser, at a rate that falls to 0 as the training is `done`."""
+def set_rate(optimizer: torch.optim.Optimizer, done: float) -> None:
+    """A rate that falls linearly to 0 as a training is `done`."""
     for group in optimizer.param_groups:
         group["lr"] = RATE * (1 - done)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 class Autoencoder(nn.Module):
@@ -136,7 +133,8 @@ class Autoencoder(nn.Module):
             z = self.standard(self.encoder(x))
             noise = torch.randn(z.shape, generator=rng, device=z.device, dtype=z.dtype)
             logits = self.decoder(z + BLUR * noise)
-            descend(optimizer, binary_cross_entropy_with_logits(logits, (x + 1) / 2), done)
+            set_rate(optimizer, done)
+            descend(optimizer, binary_cross_entropy_with_logits(logits, (x + 1) / 2))
         self.eval()
         with torch.no_grad():
             latents = torch.cat([self.encoder(x) for x in in_parts(data, self.shape)])
@@ -189,7 +187,8 @@ class Classifier(nn.Module):
         optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=True)
         for index, done in zip(minibatches(len(data), rng), portions(steps, words=words)):
             x = shift(data[index], self.shape, rng)
-            descend(optimizer, cross_entropy(self.last(self._dense(x)), labels[index]), done)
+            set_rate(optimizer, done)
+            descend(optimizer, cross_entropy(self.last(self._dense(x)), labels[index]))
         with torch.no_grad():
             spread = torch.cat([self._dense(rows) for rows in in_parts(data, self.shape)]).std(0)
         self.scale.copy_(spread.where(spread > 0, 1))

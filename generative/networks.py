@@ -27,6 +27,13 @@ def mirror(weights: Tensor) -> None:
     weights[half : 2 * half] = -weights[:half]
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down the gradient of a loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 def moving(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """The rule of an exponential moving average of weights, for torch's AveragedModel.
 

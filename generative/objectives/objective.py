@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from generative.batches import Batches, Noise
 from generative.generators import Sampler
 from generative.networks import Critic, ImageCritic
+from generative.networks import descend as descend  # what objectives are written with
 from generative.rules import Count, Rate
 
 
@@ -108,10 +109,3 @@ class CriticObjective(Objective):
 
     def make_optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down the gradient of a loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
