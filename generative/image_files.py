@@ -114,7 +114,9 @@ def read_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.
         raise ValueError(
             f"data_dir: {folder} has {len(paths)} PNG and JPEG files; accepts {FEWEST} or more"
         )
-    pixels = np.stack([_read_picture(path, size, channels) for path in paths])
+    pixels = np.empty((len(paths), size, size, channels), np.uint8)  # a list would take it twice
+    for k, path in enumerate(paths):
+        pixels[k] = _read_picture(path, size, channels)
     classes = [path.relative_to(folder).parts[0] for path in paths]
     inside = all(len(path.relative_to(folder).parts) > 1 for path in paths)
     names, labels = np.unique(classes, return_inverse=True)

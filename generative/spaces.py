@@ -38,7 +38,7 @@ class LatentSettings(ImageSettings):
     g_dim: int = 512
     latent_dim: Count = 32  # numbers that the autoencoder makes of an image
     autoencoder_steps: Count = 1000  # minibatches that it learns from, before the generator does
-    autoencoder_share: numbers(0, 1) = 0.35  # of `seconds` that it learns for, if there is a limit
+    autoencoder_share: numbers(0, 1) = 0.4  # of `seconds` that it learns for, if there is a limit
 
 
 @dataclass(kw_only=True)
