@@ -75,8 +75,8 @@ def _run(function, n: int, warm_up: int, pipe) -> None:
     pipe.send((time.perf_counter() - started, _peak() - before, gap, sweeps))
 
 
-def measured(function, n: int, warm_up: int = 400) -> tuple[float, float, float, int]:
-    """Seconds, megabytes, gap and sweeps of a run in a fresh process."""
+def measured(function, n: int, warm_up: int = 400) -> tuple[float, float, float, float]:
+    """Seconds, megabytes, and the two numbers of a run in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, n, warm_up, sending))

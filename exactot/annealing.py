@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
+from exactot.progress import log
 from ipot import Array, exp_, extrapolated, log64, sample_places, tensor
 
 # benchmarks/solvers.py chose these: n = 256 to 4096, d = 1, 2, 16.
@@ -44,6 +45,8 @@ class Annealed:
     sweeps: int
     eps: float  # the first temperature
     noise: float  # costs that differ by less were found equal; 0 where few are equal
+    last: float  # temperature
+    f: Tensor | None = None  # (n,), likewise, where it was found too
 
 
 def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
@@ -65,12 +68,16 @@ def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:
         # s doubles, so log B = s g goes on by twice its last change: g by half of its own.
         f_warm, g_warm = extrapolated(f_new, f, 0.5), extrapolated(g_new, g, 0.5)
         f, g, last, neighbours = f_new, g_new, neighbours, float(seen)
+        log.info(
+            "annealing: %d x %d points, temperature %.2g, each sees %.1f others",
+            *(*cost.shape, eps, neighbours),
+        )
         eps /= 2
         tied = 0.9 * last < neighbours and (neighbours < 2 * NEIGHBOURS or stage == STAGES)
         if neighbours < NEIGHBOURS or tied:
             break
     noise = 10 * eps if is_tied(cost) or (tied and neighbours >= NEIGHBOURS) else 0.0
-    return Annealed(tensor(g), neighbours, SWEEPS * stage, first, noise)
+    return Annealed(tensor(g), neighbours, SWEEPS * stage, first, noise, 2 * eps)
 
 
 def is_tied(cost: Rows) -> bool:

@@ -16,19 +16,23 @@ With a relative gap `tol` the loop ends once the cost of the flow and the dual v
 potentials, made feasible by a c-transform, are as close as that.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from ot.lp import emd_wrap
 from torch import Tensor
 
-from exactot.annealing import anneal, is_tied
+from exactot.annealing import Annealed, anneal, is_tied
 from exactot.costs import Rows
 from exactot.forest import settle
 from exactot.line import north_west
+from exactot.multiscale import SearchedRows
 from exactot.plans import Flow
+from exactot.progress import log
 from ipot import EPS, Array, power_of_two, sample_places
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
@@ -93,15 +97,40 @@ def _solve_part(
     n, m = cost.shape
     if n * m <= SMALL or n == 1 or m == 1 or (n * m <= MOST_TIED and is_tied(cost)):
         return *_all_arcs(cost, a, b), 0
-    annealed = anneal(cost, a, b, eps)
+    if isinstance(cost, SearchedRows) and cost.copies:
+        return _solve_distinct(cost, a, b, eps, tol)
+    searched = isinstance(cost, SearchedRows)
+    annealed = cost.anneal(a, b, eps) if searched else anneal(cost, a, b, eps)
     count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
     count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
     # Potentials with few digits keep the differences of whole costs exact.
     digit = 2.0**-24 * power_of_two(annealed.g.abs().amax().clamp_min(1e-300))
-    g = torch.round(annealed.g / digit) * digit
-    arcs, f, g, usual = _generate(cost, g, a, b, count, annealed.noise, tol)
+    annealed = replace(annealed, g=torch.round(annealed.g / digit) * digit)
+    arcs, f, g, usual = _generate(cost, annealed, a, b, count, tol)
     usual = usual if usual is None else max(usual, annealed.eps)
     return arcs, f, g, usual, annealed.sweeps
+
+
+def _solve_distinct(
+    cost: SearchedRows, a: Tensor, b: Tensor, eps: float, tol: float
+) -> tuple["_Arcs", Tensor, Tensor, float | None, int]:
+    """As :func:`_solve_part`, where points are there more than once: these share the mass of one."""
+    firsts, masses = [], []
+    for number, weights in zip(cost.copies, (a, b)):
+        firsts.append(torch.from_numpy(np.unique(number, return_index=True)[1]))
+        masses.append(torch.from_numpy(np.bincount(number, weights.numpy())))
+    found, *potentials, usual, sweeps = _solve_part(cost.restricted(*firsts), *masses, eps, tol)
+    ends, mass, costs = [found.rows, found.columns], found.flow, found.costs
+    for axis, (number, weights) in enumerate(zip(cost.copies, (a, b))):
+        order, copies = np.argsort(ends[axis], kind="stable"), np.argsort(number, kind="stable")
+        arc, copy, mass = north_west(mass[order], weights.numpy()[copies])
+        arc, copy = order[arc], copies[copy]
+        real = ends[axis][arc] == number[copy]
+        arc, copy, mass = arc[real], copy[real], mass[real]
+        ends, costs = [x[arc] for x in ends], costs[arc]
+        ends[axis] = copy
+    f, g = (z[torch.from_numpy(x)] for z, x in zip(potentials, cost.copies))
+    return _Arcs(*ends, costs, mass), f, g, usual, sweeps
 
 
 @dataclass(eq=False)
@@ -128,19 +157,21 @@ class _Arcs:
 
 
 def _generate(
-    cost: Rows, g: Tensor, a: Tensor, b: Tensor, count: int, noise: float, tol: float
+    cost: Rows, annealed: Annealed, a: Tensor, b: Tensor, count: int, tol: float
 ) -> tuple[_Arcs, Tensor, Tensor, float | None]:
     """Arcs with a flow on them, and the best potentials seen; where no arc is left that could
     improve the flow also a usual one of the costs that the simplex was given, otherwise None.
 
-    Begins with the `count` nearest arcs of each row under g.
+    Begins with the `count` nearest arcs of each row under the annealed potentials.
     """
-    m = cost.shape[1]
+    m, g = cost.shape[1], annealed.g
     mass_a, mass_b = a.cpu().numpy(), b.cpu().numpy()
-    arcs, f = _near_arcs(cost, g, count, noise, mass_a, mass_b)
-    noise = noise if is_tied(cost) else 0.0  # in other costs the worst arcs are told apart
+    arcs, f = _near_arcs(cost, annealed, count, mass_a, mass_b)
+    noise = annealed.noise if is_tied(cost) else 0.0  # in other costs the worst are told apart
+    price = cost.price if isinstance(cost, SearchedRows) else partial(_price, cost)
     best, f_best, g_best, limit, left = a @ f + b @ g, f, g, math.inf, REFINEMENTS
-    while True:
+    for number in itertools.count(1):
+        log.info("round %d: network simplex on %d arcs", number, len(arcs.rows))
         reduced, few = _slack(arcs, f.cpu().numpy(), g.cpu().numpy()), arcs
         if m <= cost.shape[0] and len(arcs.rows) == cost.shape[0] * m:  # that for all is faster
             reduced, few = reduced.reshape(cost.shape), None
@@ -151,16 +182,18 @@ def _generate(
         flow, f_step, g_step, usual = found
         arcs.flow = flow.ravel()
         f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
-        f, more = _price(cost, f, g, _tolerance(arcs, f, g, usual), noise)
+        f, more = price(f, g, _tolerance(arcs, f, g, usual), noise)
         bound = a @ f + b @ g
         if bound >= best:
             best, f_best, g_best = bound, f, g
         size = len(arcs.rows)
         longer = _Arcs.union(m, (arcs.rows, arcs.columns, arcs.costs), more)
         value = _dot(arcs.flow, arcs.costs)
+        added = len(longer.rows) - size
+        log.info("round %d: gap %.2g, %d arcs added", number, value - float(best), added)
         if tol and value - float(best) <= tol * abs(value):
             return arcs, f_best, g_best, None
-        if len(longer.rows) == size:
+        if not added:
             gap = _dot(arcs.flow, _slack(arcs, f_best.cpu().numpy(), g_best.cpu().numpy()))
             close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + _noise(usual, f, g)
             if gap <= close or left == 0:
@@ -176,7 +209,7 @@ def _slack(arcs: _Arcs, f: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def _near_arcs(
-    cost: Rows, g: Tensor, count: int, noise: float, a: np.ndarray, b: np.ndarray
+    cost: Rows, annealed: Annealed, count: int, a: np.ndarray, b: np.ndarray
 ) -> tuple[_Arcs, Tensor]:
     """The arcs of smallest C_ij - g_j of each row i, a path of arcs that can carry all mass, and
     the c-transform of g.
@@ -184,9 +217,12 @@ def _near_arcs(
     Of arcs that differ by less than `noise` each row takes others: the same ones in all rows could
     not carry their flow.
     """
-    n, m = cost.shape
-    count = min(m, math.ceil(count * max(1.0, m / n)))
+    (n, m), g, noise = cost.shape, annealed.g, annealed.noise
     path_rows, path_columns, _ = north_west(a, b)
+    if isinstance(cost, SearchedRows):
+        arcs, least = cost.near(annealed, (path_rows, path_columns))
+        return _Arcs.union(m, arcs), least
+    count = min(m, math.ceil(count * max(1.0, m / n)))
     near, costs = np.empty((n, count), np.int64), np.empty((n, count))
     path_costs, least = np.empty(len(path_rows)), torch.empty(n, dtype=g.dtype, device=g.device)
     draw, drawn = torch.Generator(g.device).manual_seed(0), None

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from exactot.columns import solve_flow
-from exactot.costs import CloudRows, MatrixRows, Metric, Rows, extent, point_scale
+from exactot.costs import MatrixRows, Metric, Rows, extent, point_scale
 from exactot.forest import marginal_errors
 from exactot.line import sorted_flow
+from exactot.multiscale import cloud_rows
 from exactot.plans import ExactTransport, Flow, dense, point_gradients
+from exactot.progress import shown
 from ipot import (
     EPS,
     STEP,
@@ -42,7 +44,12 @@ from ipot import (
 
 @undisturbed
 def solve(
-    M: Array, a: Array | None = None, b: Array | None = None, *, tol: float = 0.0
+    M: Array,
+    a: Array | None = None,
+    b: Array | None = None,
+    *,
+    tol: float = 0.0,
+    verbose: bool = False,
 ) -> ExactTransport:
     """Optimal transport for a cost matrix: exact, or to a certified gap.
 
@@ -62,6 +69,9 @@ def solve(
     tol : float
         Stop once `gap <= tol * |value|`; each problem of a batch stops by itself. With 0 the plan
         is optimal: the value is that of the linear program, and the gap is zero to rounding.
+    verbose : bool
+        Print to stderr what is being done, with the seconds since the call. The messages are those
+        of the logger "exactot".
 
     Returns
     -------
@@ -106,7 +116,8 @@ def solve(
     tol = read_number("tol", tol)
     C, problem = read_problem(M, a, b)
     costs = (MatrixRows(C[k]) for k in np.ndindex(C.shape[:-2]))
-    flows, bounds = _solve_flows(problem, costs, tol)
+    with shown(verbose):
+        flows, bounds = _solve_flows(problem, costs, tol)
     return _transport(problem, flows, *bounds, tol)
 
 
@@ -119,6 +130,7 @@ def solve_sample(
     *,
     metric: str | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     tol: float = 0.0,
+    verbose: bool = False,
 ) -> ExactTransport:
     """Optimal transport between two point clouds: exact, or to a certified gap.
 
@@ -138,7 +150,7 @@ def solve_sample(
         Cost between points. A callable takes torch tensors (n, d) and (m, d) in the clouds' dtype
         to (n, m), and must be differentiable if gradients in the points are wanted. Parameters of
         its own get no gradient.
-    tol : float
+    tol, verbose
         As in :func:`solve`.
 
     Returns
@@ -166,8 +178,9 @@ def solve_sample(
     line = bool(metric.name) and x.shape[-1] == 1
     problem, scales = _read_clouds(x, y, metric, batch, inputs, give_back, line)
     pairs = zip(np.ndindex(batch), scales)
-    costs = (CloudRows(x[k], y[k], metric, scale) for k, scale in pairs)
-    flows, bounds = _solve_flows(problem, costs, tol, line)
+    costs = (cloud_rows(x[k], y[k], metric, scale) for k, scale in pairs)
+    with shown(verbose):
+        flows, bounds = _solve_flows(problem, costs, tol, line)
 
     def of_points() -> tuple[Tensor | None, Tensor | None]:
         if not any(X.requires_grad for X in inputs[:2]):
@@ -304,7 +317,7 @@ def _read_clouds(
     for k in np.ndindex(batch):
         rows, columns = a[k].nonzero().ravel(), b[k].nonzero().ravel()
         scale = _scale(x[k], y[k], rows, columns) if metric.name else 1.0
-        part = CloudRows(x[k], y[k], metric, scale).restricted(rows, columns)
+        part = cloud_rows(x[k], y[k], metric, scale).restricted(rows, columns)
         span = torch.stack((part.ends() if line else part).span())
         if not metric.name:
             scale = float(cost_unit(*span))

@@ -1,0 +1,324 @@
+"""Large clouds in few dimensions: potentials from coarse to fine, and no pass over all pairs.
+
+`columns` needs three things of a cost: annealed potentials, the arcs of small reduced cost, and the
+c-transform that prices all arcs. Here each of them reads only pairs that `search` finds to be close
+under the potentials at hand.
+
+The annealing (see `annealing`) runs on cells of a grid, whose side is halved whenever a cell sees
+few others: the temperature at which a point sees a constant number of others falls with the
+distance between points. Potentials of cells are carried to the finer ones by their slopes,
+sum_j P_ij h'(x_i - y_j) / a_i for a cost h(x - y). The kernel is stored where an entry of the plan
+is above exp(-CUT) sqrt(a_i b_j). It is sparse, and so many sweeps cost no more than the search for
+it: these decide how good the potentials are.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+from torch import Tensor
+
+from exactot.annealing import NEIGHBOURS, STAGES, Annealed, anneal, is_tied
+from exactot.costs import CloudRows, Metric
+from exactot.progress import log
+from exactot.search import SLOPES, Arcs, Tree, arcs_below, by_rows, cost, nearest
+
+LARGE = 2**22  # pairs from which on it pays
+DIMENSIONS = 2, 3  # where it pays
+COARSE = 700  # cells of each cloud at first, at most
+FINEST = 48  # halvings of the first cell's side
+SPLIT = 2  # points of a cell in the mean, below which the next level is that of the points
+GROWTH = 8  # of the sample that a c-transform is taken over
+CUT = 10  # temperatures
+SWEEPS = 100  # of a stage, at most
+CHECK = 10  # sweeps between looks at their error
+EXACT = 1e-4  # error of the marginals with which the sweeps end
+ASTRAY = 1e-2  # error with which a stage is repeated, as the kernel lacks arcs
+REPEATS = 4  # of a stage, at most
+RELAXATION = 1.8
+CLIP = 1e9  # by which a sweep scales at most
+ARCS = 8  # of each row and of each column
+VIOLATORS = 8  # arcs that a row may add in a round
+
+
+@dataclass(eq=False)
+class Cells:
+    """A cloud at one level: centres (n, d), weights (n,) of mass 1, and the cell of the level
+    before that each was in, but at the first."""
+
+    centres: np.ndarray
+    weights: np.ndarray
+    parent: np.ndarray | None
+
+    @cached_property
+    def tree(self) -> Tree:
+        return Tree(self.centres)
+
+    @cached_property
+    def logs(self) -> np.ndarray:
+        """log sqrt(a_i)."""
+        return np.log(self.weights) / 2
+
+    def carried(self, before: "Cells", f: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """A potential of the level before, along its slopes (n, d)."""
+        moved = self.centres - before.centres[self.parent]
+        return f[self.parent] + (slope[self.parent] * moved).sum(1)
+
+
+def cells(points: np.ndarray, corner: np.ndarray, side: float) -> np.ndarray:
+    """The number of the cell (n,) of a grid that each point is in; empty cells do not count."""
+    number = np.zeros(len(points), np.int64)
+    for axis, start in enumerate(corner):
+        values, place = np.unique((points[:, axis] - start) // side, return_inverse=True)
+        number = number * len(values) + place
+    return np.unique(number, return_inverse=True)[1]
+
+
+def levels(
+    points: tuple[np.ndarray, np.ndarray], weights: tuple[np.ndarray, np.ndarray]
+) -> list[tuple[Cells, Cells]]:
+    """Two clouds from coarse cells to their points, both with cells of the same sides."""
+    ends = [[op(z, axis=0) for z in points] for op in (np.min, np.max)]
+    corner = np.minimum(*ends[0])
+    side = 2.0 ** math.frexp((np.maximum(*ends[1]) - corner).max())[1]
+    smallest = side / 2.0**FINEST
+    numbers = [np.zeros(len(z), np.int64) for z in points]
+    while True:
+        finer = [cells(z, corner, side / 2) for z in points]
+        if max(number.max() for number in finer) >= COARSE or side < smallest:
+            break
+        numbers, side = finer, side / 2
+    found, parents = [], [None, None]
+    while True:
+        pair = [_cells(*each) for each in zip(points, weights, numbers, parents)]
+        found.append(tuple(pair))
+        if all(len(cell.weights) == len(z) for cell, z in zip(pair, points)):
+            return found
+        parents, side = numbers, side / 2
+        numbers = [cells(z, corner, side) for z in points]
+        numbers = [
+            number
+            if SPLIT * number.max() < len(number) and side > smallest
+            else np.arange(len(number))
+            for number in numbers
+        ]
+
+
+def _cells(
+    points: np.ndarray, weights: np.ndarray, number: np.ndarray, parents: np.ndarray | None
+) -> Cells:
+    """The cells with these numbers of the points; `parents` numbers those of the level before."""
+    mass, parent = np.bincount(number, weights), None
+    if parents is not None:
+        parent = np.empty(len(mass), np.int64)
+        parent[number] = parents
+    if len(mass) == len(number):
+        return Cells(points, weights, parent)
+    centres = np.stack([np.bincount(number, weights * x) for x in points.T], 1) / mass[:, None]
+    return Cells(centres, mass, parent)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """What a stage leaves: potentials, relative to weights a_i b_j, and the plan near them."""
+
+    f: np.ndarray
+    g: np.ndarray
+    plan: csr_array
+    neighbours: float
+    error: float
+    sweeps: int
+
+    def slopes(self, x: Cells, y: Cells, metric: str) -> list[np.ndarray]:
+        """Of both potentials, (n, d) and (m, d)."""
+        rows, columns = self.plan.tocoo().coords
+        slope = SLOPES[metric](x.centres[rows].T - y.centres[columns].T) * self.plan.data
+        found = []
+        for numbers, sign, count in ((rows, 1, len(self.f)), (columns, -1, len(self.g))):
+            mass = np.bincount(numbers, self.plan.data, count)
+            sums = [np.bincount(numbers, each, count) for each in slope]
+            found.append(sign * np.stack(sums, 1) / mass[:, None])
+        return found
+
+
+def anneal_clouds(
+    x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, metric: str, eps: float
+) -> Annealed:
+    """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
+    temperature eps down."""
+    scale = levels((x, y), (a / a.sum(), b / b.sum()))
+    (X, Y), first = scale[0], eps
+    coarse = CloudRows(torch.from_numpy(X.centres), torch.from_numpy(Y.centres), Metric(metric))
+    start = anneal(coarse, torch.from_numpy(X.weights), torch.from_numpy(Y.weights), eps)
+    eps, g = start.last, start.g.numpy()
+    f = np.concatenate([
+        -eps * np.logaddexp.reduce((g - C.numpy()) / eps + 2 * Y.logs, 1) for _, C in coarse.blocks()
+    ])
+    sweeps, stage = start.sweeps, None
+    for before, (X, Y) in zip([None, *scale], scale):
+        if before:
+            slopes = stage.slopes(*before, metric)
+            f, g = (
+                new.carried(old, z, slope)
+                for new, old, z, slope in zip((X, Y), before, (stage.f, stage.g), slopes)
+            )
+        for number in range(STAGES):
+            last, repeats, was = eps, 0, (f, g)
+            stage = _stage(X, Y, f, g, metric, eps)
+            while stage.error > ASTRAY and repeats < REPEATS:
+                stage, repeats = _stage(X, Y, stage.f, stage.g, metric, eps), repeats + 1
+            sweeps += stage.sweeps
+            log.info(
+                "annealing: %d x %d cells, temperature %.2g, each sees %.1f others",
+                *(len(f), len(g), eps, stage.neighbours),
+            )
+            enough = stage.neighbours * len(f) < NEIGHBOURS * (len(f) + len(g)) / 2
+            if enough or (number and stage.neighbours > 0.9 * neighbours):  # of ties
+                break
+            neighbours = stage.neighbours
+            f, g, eps = stage.f, stage.g, eps / 2
+            if number:
+                f, g = (z + (z - old) / 2 for z, old in zip((f, g), was))
+    f, g = stage.f + last * X.logs, stage.g + last * Y.logs
+    noise = 10 * last if is_tied(coarse) else 0.0
+    f, g = torch.from_numpy(f), torch.from_numpy(g)
+    return Annealed(g, stage.neighbours, sweeps, first, noise, last, f)
+
+
+def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> _Stage:
+    """Sweeps at the temperature eps from potentials f and g."""
+    f, g = f + eps * x.logs, g + eps * y.logs
+    K = _kernel(x, y, f, g, metric, eps)
+    a, b = (z.weights.astype(np.float32) for z in (x, y))
+    roots = np.exp(x.logs).astype(np.float32), np.exp(y.logs).astype(np.float32)
+    limits = [(root / CLIP, root * CLIP) for root in roots]
+    u, v, transposed, error = *roots, K.T.tocsr(), math.inf
+    for sweep in range(1, SWEEPS + 1):
+        power = RELAXATION if CHECK < sweep < SWEEPS - CHECK and error > EXACT else 1.0
+        u = np.clip(u * (a / (u * (K @ v))) ** power, *limits[0])
+        off = v * (transposed @ u) / b
+        if sweep % CHECK == 0:
+            error = float(b @ abs(off - 1))
+            if error < EXACT:
+                break
+        v = np.clip(v * off ** -power, *limits[1])
+    u = a / (K @ v)
+    K.data *= np.repeat(u, np.diff(K.indptr)) * v[K.indices]
+    sums, squares = K.sum(1), K.power(2).sum(1)
+    neighbours = float((x.weights * sums**2 / squares).sum())
+    f = f + eps * (np.log(u.astype(float)) - 2 * x.logs)
+    g = g + eps * (np.log(v.astype(float)) - 2 * y.logs)
+    return _Stage(f, g, K, neighbours, error, sweep)
+
+
+def _kernel(
+    x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float
+) -> csr_array:
+    """exp((f + g - C) / eps) where it is above exp(-CUT), and at least one entry in each row and
+    each column."""
+    found = []
+    for i, j, C in arcs_below(x.tree, y.tree, f + CUT * eps, g, metric):
+        exponent = np.minimum((f[i] + g[j] - C) / eps, 60)
+        found.append((i.astype(np.int32), j.astype(np.int32), np.exp(exponent).astype(np.float32)))
+    sides = (x.tree, y.tree, f, g), (y.tree, x.tree, g, f)
+    for axis, side in enumerate(sides):
+        alone = np.ones(len(side[2]), bool)
+        for part in found:
+            alone[part[axis]] = False
+        if alone.any():
+            ends = nearest(*side, metric, 1, 4 * CUT * eps, np.flatnonzero(alone))[:2]
+            least = np.full(len(ends[0]), math.exp(-CUT), np.float32)
+            found.append((*ends[:: 1 - 2 * axis], least))
+    i, j, entries = (np.concatenate(part) for part in zip(*found))
+    return coo_array((entries, (i, j)), shape=(len(f), len(g))).tocsr()
+
+
+def cloud_rows(X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0) -> CloudRows:
+    """The cost between clouds (n, d) and (m, d), in the form that is read the fastest."""
+    searched = len(X) * len(Y) >= LARGE and X.shape[1] in DIMENSIONS and X.device.type == "cpu"
+    return (SearchedRows if searched and metric.name else CloudRows)(X, Y, metric, scale)
+
+
+def c_transform(x: np.ndarray, y: np.ndarray, g: np.ndarray, metric: str) -> np.ndarray:
+    """min_j C_ij - g_j, shape (n,), for clouds (n, d) and (m, d): over ever larger samples of j, as
+    the minima over a sample leave few pairs of the next one to look at."""
+    order, source = np.random.default_rng(0).permutation(len(g)), Tree(x)
+    size = min(COARSE, len(g))
+    some = CloudRows(*(torch.from_numpy(z) for z in (x, y[order[:size]])), Metric(metric))
+    f = some.row_minima(torch.from_numpy(g[order[:size]])).numpy()
+    while size < len(g):
+        size = min(GROWTH * size, len(g))
+        sample = order[:size]
+        for i, j, C in arcs_below(source, Tree(y[sample]), f, g[sample], metric):
+            np.minimum.at(f, i, C - g[sample[j]])
+    return f
+
+
+class SearchedRows(CloudRows):
+    """The cost between clouds in few dimensions, whose small reduced entries are searched for."""
+
+    def __init__(self, X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0):
+        super().__init__(X, Y, metric, scale)
+        self.points = self.x.numpy(), self.y.numpy()
+
+    @cached_property
+    def trees(self) -> tuple[Tree, Tree]:
+        return Tree(self.points[0]), Tree(self.points[1])
+
+    def _part(self, rows: Tensor, columns: Tensor) -> CloudRows:
+        return cloud_rows(self.X[rows], self.Y[columns], self.metric, self.scale)
+
+    @cached_property
+    def copies(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The number of the distinct point that each one is, of both clouds; None if all differ."""
+        found = [np.unique(z, axis=0, return_inverse=True)[1].ravel() for z in self.points]
+        return None if all(x.max() + 1 == len(x) for x in found) else tuple(found)
+
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Bounds of the smallest and of the largest cost."""
+        (x_low, x_high), (y_low, y_high) = ((z.min(0), z.max(0)) for z in self.points)
+        far = np.maximum(abs(x_high - y_low), abs(y_high - x_low))
+        ends = 0.0, float(cost(self.metric.name, far[:, None].copy())[0])
+        return tuple(torch.tensor(end, dtype=torch.float64) for end in ends)
+
+    def row_minima(self, g: Tensor) -> Tensor:
+        return torch.from_numpy(c_transform(*self.points, g.numpy(), self.metric.name))
+
+    def column_minima(self, f: Tensor) -> Tensor:
+        return torch.from_numpy(c_transform(*self.points[::-1], f.numpy(), self.metric.name))
+
+    def anneal(self, a: Tensor, b: Tensor, eps: float) -> Annealed:
+        return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps)
+
+    def near(self, annealed: Annealed, path: tuple[np.ndarray, np.ndarray]) -> tuple[Arcs, Tensor]:
+        """The arcs of least reduced cost of each row and of each column, and these on the path; and
+        the c-transform of g."""
+        f, g = annealed.f.numpy(), annealed.g.numpy()
+        options = self.metric.name, ARCS, annealed.last, None, annealed.noise
+        i, j, C = nearest(*self.trees, f, g, *options)
+        starts = np.flatnonzero(np.diff(i, prepend=-1))
+        f = np.minimum.reduceat(C - g[j], starts)
+        columns, rows, costs = nearest(*self.trees[::-1], g, f, *options)
+        x, y = self.points[0][path[0]], self.points[1][path[1]]
+        along = cost(self.metric.name, (x - y).T)
+        parts = (i, j, C), (rows, columns, costs), (*path, along)
+        return tuple(np.concatenate(x) for x in zip(*parts)), torch.from_numpy(f)
+
+    def price(self, f: Tensor, g: Tensor, tolerance: Tensor, noise: float) -> tuple[Tensor, Arcs]:
+        """The c-transform of g, but for rows where it is above the given f; and the worst arcs of
+        each row that f violates by more than the tolerance."""
+        f, g, tolerance = f.numpy(), g.numpy(), tolerance.numpy()
+        best, found = f.copy(), []
+        for i, j, C in arcs_below(*self.trees, f + tolerance, g, self.metric.name):
+            slack = C - g[j]
+            order, starts, sizes = by_rows(i, slack)
+            i, j, C, slack = i[order], j[order], C[order], slack[order]
+            best[i[starts]] = slack[starts]
+            rank = np.arange(len(i)) - np.repeat(starts, sizes)
+            worst = (rank < VIOLATORS) & (slack < (f - tolerance)[i])
+            found.append((i[worst], j[worst], C[worst]))
+        nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+        return torch.from_numpy(best), tuple(np.concatenate(x) for x in zip(nothing, *found))
