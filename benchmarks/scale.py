@@ -219,7 +219,9 @@ def exponent(rows: list[dict]) -> float:
     large = [row for row in rows if row["n"] >= LARGE]
     if len({row["n"] for row in large}) < 2:
         return math.nan
-    return float(np.polyfit(*np.log([[row[key] for row in large] for key in ("n", "seconds")]), 1)[0])
+    return float(
+        np.polyfit(*np.log([[row[key] for row in large] for key in ("n", "seconds")]), 1)[0]
+    )
 
 
 def draw(rows: list[dict], path: Path) -> None:

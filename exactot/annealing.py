@@ -47,6 +47,7 @@ class Annealed:
     noise: float  # costs that differ by less were found equal; 0 where few are equal
     last: float  # temperature
     f: Tensor | None = None  # (n,), likewise, where it was found too
+    also: tuple[np.ndarray, np.ndarray] | None = None  # arcs that may carry mass over far
 
 
 def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:

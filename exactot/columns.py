@@ -100,7 +100,7 @@ def _solve_part(
     if isinstance(cost, SearchedRows) and cost.copies:
         return _solve_distinct(cost, a, b, eps, tol)
     searched = isinstance(cost, SearchedRows)
-    annealed = cost.anneal(a, b, eps) if searched else anneal(cost, a, b, eps)
+    annealed = cost.anneal(a, b, eps, _exact) if searched else anneal(cost, a, b, eps)
     count = (ARCS if tol < LOOSE else ARCS / 2) * annealed.neighbours
     count = math.ceil(min(MOST, max(FEWEST, count)))  # the fewest for NaN
     # Potentials with few digits keep the differences of whole costs exact.
@@ -109,6 +109,15 @@ def _solve_part(
     arcs, f, g, usual = _generate(cost, annealed, a, b, count, tol)
     usual = usual if usual is None else max(usual, annealed.eps)
     return arcs, f, g, usual, annealed.sweeps
+
+
+def _exact(
+    cost: SearchedRows, annealed: Annealed, a: Tensor, b: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The arcs that carry mass, and potentials."""
+    arcs, f, g, _ = _generate(cost, annealed, a, b, 0, 0.0)
+    used = arcs.flow > 0
+    return arcs.rows[used], arcs.columns[used], f.numpy(), g.numpy()
 
 
 def _solve_distinct(
@@ -175,7 +184,8 @@ def _generate(
         reduced, few = _slack(arcs, f.cpu().numpy(), g.cpu().numpy()), arcs
         if m <= cost.shape[0] and len(arcs.rows) == cost.shape[0] * m:  # that for all is faster
             reduced, few = reduced.reshape(cost.shape), None
-        found = _network_simplex(mass_a, mass_b, reduced, few, limit)
+        # The reduced costs of a round before have an optimal tree, from which the next one starts.
+        found = _network_simplex(mass_a, mass_b, reduced, few, limit, number > 1)
         if found is None:  # a feasible flow all the same, with an honest gap
             arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
             return arcs, f_best, g_best, None
@@ -300,13 +310,15 @@ def _network_simplex(
     costs: np.ndarray,
     arcs: _Arcs | None = None,
     limit: float = math.inf,
+    warm: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
     """Optimal flow, of the shape of costs, potentials, and a usual cost; None if POT fails.
 
     The costs are those of `arcs`, or a matrix. They are cut at `limit`, or else at a cap, if no
     expensive one is used: an entry of 1e15 that forbids an arc would leave the simplex, whose
     tolerances are those of its largest cost, no digits for the others. Where no flow is on what was
-    cut, but for what rounding put there, the potentials are feasible for the true costs too.
+    cut, but for what rounding put there, the potentials are feasible for the true costs too. If it
+    is `warm`, costs between arcs are near those of an optimal tree, whose arcs cost nothing.
     """
     sample = np.sort(costs.ravel()[sample_places(costs.size)])
     sample = sample[sample > 0]
@@ -315,7 +327,7 @@ def _network_simplex(
     for cap in (*(x for x in (limit, CAP * usual) if 0 < x < high), math.inf):
         scale = 2.0 ** math.frexp(max(min(high, cap), -low))[1]  # whole costs stay whole
         table = (costs if cap == math.inf else np.minimum(costs, cap)) / scale
-        solved, flow, u, v = _emd(a, b, table, arcs)
+        solved, flow, u, v = _emd(a, b, table, arcs, warm)
         if cap < math.inf and solved:
             expensive = costs > cap
             solved = flow[expensive].sum() <= MISPUT
@@ -326,7 +338,7 @@ def _network_simplex(
 
 
 def _emd(
-    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None
+    a: np.ndarray, b: np.ndarray, costs: np.ndarray, arcs: _Arcs | None, warm: bool = False
 ) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
     """Whether POT's network simplex solved it, the flow, and potentials.
 
@@ -338,8 +350,13 @@ def _emd(
         flow, _, u, v, code = emd_wrap.emd_c(a, b, costs, ITERATIONS, 1)
     else:
         ends = (x.astype(np.uint64) for x in (arcs.rows, arcs.columns))
-        rows, columns, mass, _, u, v, code = emd_wrap.emd_c_sparse(a, b, *ends, costs, ITERATIONS)
+        start = [np.zeros(len(a)), np.zeros(len(b))] if warm else []
+        solved = emd_wrap.emd_c_sparse(a, b, *ends, costs, ITERATIONS, *start)
+        rows, columns, mass, _, u, v, code = solved
         flow = arcs.spread(len(b), rows, columns, mass)
+        if warm:  # its tree hangs on an arc of a huge cost, which is in all potentials
+            shift = np.median(u)
+            u, v = u - shift, v + shift
     flow /= UNIT
     return code == OPTIMAL, flow, u, v
 

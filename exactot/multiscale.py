@@ -13,6 +13,7 @@ it: these decide how good the potentials are.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,9 +34,11 @@ FINEST = 48  # halvings of the first cell's side
 SPLIT = 2  # points of a cell in the mean, below which the next level is that of the points
 GROWTH = 8  # of the sample that a c-transform is taken over
 CUT = 10  # temperatures
+STEEP = 30  # likewise, by which potentials may exceed a cost; no product leaves float32's range
 SWEEPS = 100  # of a stage, at most
 CHECK = 10  # sweeps between looks at their error
 EXACT = 1e-4  # error of the marginals with which the sweeps end
+UNBALANCED = 1e-3  # error with which a level is solved exactly
 ASTRAY = 1e-2  # error with which a stage is repeated, as the kernel lacks arcs
 REPEATS = 4  # of a stage, at most
 RELAXATION = 1.8
@@ -61,11 +64,6 @@ class Cells:
     def logs(self) -> np.ndarray:
         """log sqrt(a_i)."""
         return np.log(self.weights) / 2
-
-    def carried(self, before: "Cells", f: np.ndarray, slope: np.ndarray) -> np.ndarray:
-        """A potential of the level before, along its slopes (n, d)."""
-        moved = self.centres - before.centres[self.parent]
-        return f[self.parent] + (slope[self.parent] * moved).sum(1)
 
 
 def cells(points: np.ndarray, corner: np.ndarray, side: float) -> np.ndarray:
@@ -132,38 +130,83 @@ class _Stage:
     error: float
     sweeps: int
 
-    def slopes(self, x: Cells, y: Cells, metric: str) -> list[np.ndarray]:
-        """Of both potentials, (n, d) and (m, d)."""
-        rows, columns = self.plan.tocoo().coords
-        slope = SLOPES[metric](x.centres[rows].T - y.centres[columns].T) * self.plan.data
-        found = []
-        for numbers, sign, count in ((rows, 1, len(self.f)), (columns, -1, len(self.g))):
-            mass = np.bincount(numbers, self.plan.data, count)
-            sums = [np.bincount(numbers, each, count) for each in slope]
-            found.append(sign * np.stack(sums, 1) / mass[:, None])
-        return found
+
+def carried(
+    fine: Cells,
+    before: Cells,
+    others: Cells,
+    plan: csr_array,
+    g: np.ndarray,
+    metric: str,
+    eps: float,
+) -> np.ndarray:
+    """A potential on finer cells (n,), by the plan (k, m) of those before them and by the potential
+    g of the m others: -eps log sum_j b_j exp((g_j - C_ij) / eps)."""
+    g = g + 2 * eps * others.logs
+    counts = np.diff(plan.indptr)[fine.parent]
+    starts = counts.cumsum() - counts
+    places = np.arange(counts.sum()) + np.repeat(plan.indptr[fine.parent] - starts, counts)
+    columns = plan.indices[places]
+    apart = np.repeat(fine.centres, counts, axis=0) - others.centres[columns]
+    f = np.minimum.reduceat(cost(metric, apart.T) - g[columns], starts)  # at least as much
+    for i, j, C in arcs_below(fine.tree, others.tree, f + CUT * eps, g, metric):
+        value = C - g[j]
+        order, starts, sizes = by_rows(i, value)
+        least, value = value[order[starts]], value[order]
+        shares = np.exp((np.repeat(least, sizes) - value) / eps)
+        f[i[order[starts]]] = least - eps * np.log(np.add.reduceat(shares, starts))
+    return f
+
+
+def children(fine: tuple[Cells, Cells], rows: np.ndarray, columns: np.ndarray) -> Arcs:
+    """All pairs of finer cells in these pairs of cells before: rows and columns."""
+    order = [np.argsort(cells.parent, kind="stable") for cells in fine]
+    counts = [np.bincount(cells.parent) for cells in fine]
+    starts = [count.cumsum() - count for count in counts]
+    of_rows, of_columns = counts[0][rows], counts[1][columns]
+    sizes = of_rows * of_columns
+    arc = np.repeat(np.arange(len(rows)), sizes)
+    number = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    i, j = np.divmod(number, of_columns[arc])
+    return order[0][starts[0][rows[arc]] + i], order[1][starts[1][columns[arc]] + j]
 
 
 def anneal_clouds(
-    x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, metric: str, eps: float
+    x: np.ndarray,
+    y: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    metric: str,
+    eps: float,
+    exact: Callable | None = None,
 ) -> Annealed:
     """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
-    temperature eps down."""
+    temperature eps down.
+
+    Mass that has to go far, between clusters that are not as heavy as those near them, is what
+    sweeps balance slowly. Where they leave much of it the level is solved exactly, by
+    `exact(cost, annealed, a, b)`, which returns the arcs that carry mass and potentials.
+    """
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
     (X, Y), first = scale[0], eps
     coarse = CloudRows(torch.from_numpy(X.centres), torch.from_numpy(Y.centres), Metric(metric))
     start = anneal(coarse, torch.from_numpy(X.weights), torch.from_numpy(Y.weights), eps)
     eps, g = start.last, start.g.numpy()
-    f = np.concatenate([
-        -eps * np.logaddexp.reduce((g - C.numpy()) / eps + 2 * Y.logs, 1) for _, C in coarse.blocks()
-    ])
-    sweeps, stage = start.sweeps, None
+    f = np.concatenate(
+        [
+            -eps * np.logaddexp.reduce((g - C.numpy()) / eps + 2 * Y.logs, 1)
+            for _, C in coarse.blocks()
+        ]
+    )
+    sweeps, plan, also = start.sweeps, None, None
+    noise = is_tied(coarse)
     for before, (X, Y) in zip([None, *scale], scale):
         if before:
-            slopes = stage.slopes(*before, metric)
             f, g = (
-                new.carried(old, z, slope)
-                for new, old, z, slope in zip((X, Y), before, (stage.f, stage.g), slopes)
+                carried(new, *ends, each, z, metric, eps)
+                for new, ends, each, z in zip(
+                    (X, Y), (before, before[::-1]), (plan, plan.T.tocsr()), (g, f)
+                )
             )
         for number in range(STAGES):
             last, repeats, was = eps, 0, (f, g)
@@ -172,8 +215,8 @@ def anneal_clouds(
                 stage, repeats = _stage(X, Y, stage.f, stage.g, metric, eps), repeats + 1
             sweeps += stage.sweeps
             log.info(
-                "annealing: %d x %d cells, temperature %.2g, each sees %.1f others",
-                *(len(f), len(g), eps, stage.neighbours),
+                "annealing: %d x %d cells, temperature %.2g, each sees %.1f others, error %.1g",
+                *(len(f), len(g), eps, stage.neighbours, stage.error),
             )
             enough = stage.neighbours * len(f) < NEIGHBOURS * (len(f) + len(g)) / 2
             if enough or (number and stage.neighbours > 0.9 * neighbours):  # of ties
@@ -182,10 +225,28 @@ def anneal_clouds(
             f, g, eps = stage.f, stage.g, eps / 2
             if number:
                 f, g = (z + (z - old) / 2 for z, old in zip((f, g), was))
-    f, g = stage.f + last * X.logs, stage.g + last * Y.logs
-    noise = 10 * last if is_tied(coarse) else 0.0
-    f, g = torch.from_numpy(f), torch.from_numpy(g)
-    return Annealed(g, stage.neighbours, sweeps, first, noise, last, f)
+        f, g, plan = stage.f, stage.g, stage.plan
+        found = Annealed(
+            torch.from_numpy(g + last * Y.logs),
+            stage.neighbours,
+            sweeps,
+            first,
+            10 * last if noise else 0.0,
+            last,
+            torch.from_numpy(f + last * X.logs),
+            also,
+        )
+        if exact and stage.error > UNBALANCED and len(f) + len(g) < len(x) + len(y):
+            points = (torch.from_numpy(z.centres) for z in (X, Y))
+            cost = SearchedRows(*points, Metric(metric))
+            weights = (torch.from_numpy(z.weights) for z in (X, Y))
+            i, j, f, g = exact(cost, found, *weights)
+            plan = coo_array((np.ones(len(i), np.float32), (i, j)), shape=plan.shape).tocsr()
+            k = [id(z) for z, _ in scale].index(id(X))
+            also = children(scale[k + 1], i, j)
+        else:
+            also = None
+    return found
 
 
 def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> _Stage:
@@ -204,8 +265,8 @@ def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: f
             error = float(b @ abs(off - 1))
             if error < EXACT:
                 break
-        v = np.clip(v * off ** -power, *limits[1])
-    u = a / (K @ v)
+        v = np.clip(v * off**-power, *limits[1])
+    u = np.clip(a / (K @ v), *limits[0])
     K.data *= np.repeat(u, np.diff(K.indptr)) * v[K.indices]
     sums, squares = K.sum(1), K.power(2).sum(1)
     neighbours = float((x.weights * sums**2 / squares).sum())
@@ -214,14 +275,12 @@ def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: f
     return _Stage(f, g, K, neighbours, error, sweep)
 
 
-def _kernel(
-    x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float
-) -> csr_array:
+def _kernel(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> csr_array:
     """exp((f + g - C) / eps) where it is above exp(-CUT), and at least one entry in each row and
     each column."""
     found = []
     for i, j, C in arcs_below(x.tree, y.tree, f + CUT * eps, g, metric):
-        exponent = np.minimum((f[i] + g[j] - C) / eps, 60)
+        exponent = np.minimum((f[i] + g[j] - C) / eps, STEEP)
         found.append((i.astype(np.int32), j.astype(np.int32), np.exp(exponent).astype(np.float32)))
     sides = (x.tree, y.tree, f, g), (y.tree, x.tree, g, f)
     for axis, side in enumerate(sides):
@@ -290,8 +349,8 @@ class SearchedRows(CloudRows):
     def column_minima(self, f: Tensor) -> Tensor:
         return torch.from_numpy(c_transform(*self.points[::-1], f.numpy(), self.metric.name))
 
-    def anneal(self, a: Tensor, b: Tensor, eps: float) -> Annealed:
-        return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps)
+    def anneal(self, a: Tensor, b: Tensor, eps: float, exact: Callable) -> Annealed:
+        return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps, exact)
 
     def near(self, annealed: Annealed, path: tuple[np.ndarray, np.ndarray]) -> tuple[Arcs, Tensor]:
         """The arcs of least reduced cost of each row and of each column, and these on the path; and
@@ -302,9 +361,10 @@ class SearchedRows(CloudRows):
         starts = np.flatnonzero(np.diff(i, prepend=-1))
         f = np.minimum.reduceat(C - g[j], starts)
         columns, rows, costs = nearest(*self.trees[::-1], g, f, *options)
-        x, y = self.points[0][path[0]], self.points[1][path[1]]
-        along = cost(self.metric.name, (x - y).T)
-        parts = (i, j, C), (rows, columns, costs), (*path, along)
+        parts = [(i, j, C), (rows, columns, costs)]
+        for k, l in (path, annealed.also) if annealed.also else (path,):
+            apart = self.points[0][k] - self.points[1][l]
+            parts.append((k, l, cost(self.metric.name, apart.T)))
         return tuple(np.concatenate(x) for x in zip(*parts)), torch.from_numpy(f)
 
     def price(self, f: Tensor, g: Tensor, tolerance: Tensor, noise: float) -> tuple[Tensor, Arcs]:

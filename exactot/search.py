@@ -78,7 +78,8 @@ class Tree:
         self.points = np.ascontiguousarray(points[order].T)
         self.starts = [self._starts(n, level) for level in range(self.depth + 1)]
         low, high = (
-            op.reduceat(self.points, self.starts[-1][:-1], axis=1) for op in (np.minimum, np.maximum)
+            op.reduceat(self.points, self.starts[-1][:-1], axis=1)
+            for op in (np.minimum, np.maximum)
         )
         self.centre, self.half = [], []
         for _ in range(self.depth + 1):
@@ -117,13 +118,15 @@ class Tree:
 def _least_squares(moments: np.ndarray, d: int) -> np.ndarray:
     """Slopes (d, count) of values over points, from their sums."""
     count, x, f, xf = moments[0], moments[1 : d + 1], moments[d + 1], moments[d + 2 : 2 * d + 2]
-    covariance = np.empty((len(count), d, d))
+    covariance, size = np.empty((len(count), d, d)), np.zeros(len(count))
     squares = iter(moments[2 * d + 2 :])
     for j in range(d):
         for k in range(j + 1):
-            covariance[:, j, k] = covariance[:, k, j] = next(squares) - x[j] * x[k] / count
-    ridge = 1e-9 * np.trace(covariance, axis1=1, axis2=2) + 1e-300
-    covariance += ridge[:, None, None] * np.eye(d)
+            square = next(squares)
+            covariance[:, j, k] = covariance[:, k, j] = square - x[j] * x[k] / count
+        size += square
+    # What rounding leaves of the covariance of points that nearly coincide is drowned.
+    covariance += (1e-12 * size + 1e-300)[:, None, None] * np.eye(d)
     return np.linalg.solve(covariance, (xf - x * f / count).T[..., None])[..., 0].T
 
 

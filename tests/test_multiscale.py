@@ -41,8 +41,10 @@ def shaped(rng, shape, n, m, d):
     elif shape == "outlier":
         x[0] = 1e6
     elif shape == "clusters":
-        x, y = (10 * rng.normal(size=(6, d))[rng.integers(6, size=k)] + 0.05 * z[: k]
-                for k, z in ((n, x), (m, y)))
+        x, y = (
+            10 * rng.normal(size=(6, d))[rng.integers(6, size=k)] + 0.05 * z[:k]
+            for k, z in ((n, x), (m, y))
+        )
     elif shape == "flat":
         x[:, 0] = y[:, 0] = 3.0
     elif shape == "curve":
@@ -123,8 +125,15 @@ def test_gradients_are_those_of_the_dense_way(searched):
     x, y, a, b = (torch.from_numpy(z).requires_grad_() for z in clouds(4, 200, 150, 2))
     solve_sample(x, y, a, b).value.backward()
     found = [z.grad.clone() for z in (x, y)]
-    plan = torch.from_numpy(ot.emd(*(z.detach().numpy() for z in (a, b)), ot.dist(x.detach().numpy(), y.detach().numpy())))
-    expected = 2 * (plan.sum(1)[:, None] * x - plan @ y), 2 * (plan.sum(0)[:, None] * y - plan.T @ x)
+    plan = torch.from_numpy(
+        ot.emd(
+            *(z.detach().numpy() for z in (a, b)), ot.dist(x.detach().numpy(), y.detach().numpy())
+        )
+    )
+    expected = (
+        2 * (plan.sum(1)[:, None] * x - plan @ y),
+        2 * (plan.sum(0)[:, None] * y - plan.T @ x),
+    )
     for z, want in zip(found, expected):
         torch.testing.assert_close(z, want.detach(), rtol=0, atol=1e-12)
 
