@@ -123,7 +123,7 @@ def _exact(
 def _solve_distinct(
     cost: SearchedRows, a: Tensor, b: Tensor, eps: float, tol: float
 ) -> tuple["_Arcs", Tensor, Tensor, float | None, int]:
-    """As :func:`_solve_part`, where points are there more than once: these share the mass of one."""
+    """As :func:`_solve_part`, where points are there more than once: copies share mass."""
     firsts, masses = [], []
     for number, weights in zip(cost.copies, (a, b)):
         firsts.append(torch.from_numpy(np.unique(number, return_index=True)[1]))

@@ -6,15 +6,19 @@ under the potentials at hand.
 
 The annealing (see `annealing`) runs on cells of a grid, whose side is halved whenever a cell sees
 few others: the temperature at which a point sees a constant number of others falls with the
-distance between points. Potentials of cells are carried to the finer ones by their slopes,
-sum_j P_ij h'(x_i - y_j) / a_i for a cost h(x - y). The kernel is stored where an entry of the plan
-is above exp(-CUT) sqrt(a_i b_j). It is sparse, and so many sweeps cost no more than the search for
-it: these decide how good the potentials are.
+distance between points. A potential of cells is carried to the finer ones by a soft c-transform of
+the other. The kernel is stored where an entry of the plan is above exp(-CUT) sqrt(a_i b_j). It is
+sparse, and so many sweeps cost no more than the search for it: these decide how good the potentials
+are.
+
+Schmitzer, "A Sparse Multiscale Algorithm for Dense Optimal Transport", 2016, and "Stabilized Sparse
+Scaling Algorithms for Entropy Regularized Transport Problems", 2019, go from coarse to fine for
+exact plans and for entropic ones.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +29,8 @@ from torch import Tensor
 from exactot.annealing import NEIGHBOURS, STAGES, Annealed, anneal, is_tied
 from exactot.costs import CloudRows, Metric
 from exactot.progress import log
-from exactot.search import SLOPES, Arcs, Tree, arcs_below, by_rows, cost, nearest
+from exactot.search import Arcs, Tree, arcs_below, by_rows, cost, nearest
+from ipot import extrapolated
 
 LARGE = 2**22  # pairs from which on it pays
 DIMENSIONS = 2, 3  # where it pays
@@ -121,54 +126,21 @@ def _cells(
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """What a stage leaves: potentials, relative to weights a_i b_j, and the plan near them."""
+    """What sweeps at one temperature leave."""
 
-    f: np.ndarray
-    g: np.ndarray
-    plan: csr_array
-    neighbours: float
-    error: float
+    f: np.ndarray  # (n,): the plan is a_i b_j exp((f_i + g_j - C_ij) / eps)
+    g: np.ndarray  # (m,)
+    eps: float
+    plan: csr_array  # (n, m), where it is not negligible
+    neighbours: float  # how many others a row sees
+    error: float  # of the columns' marginals
     sweeps: int
 
-
-def carried(
-    fine: Cells,
-    before: Cells,
-    others: Cells,
-    plan: csr_array,
-    g: np.ndarray,
-    metric: str,
-    eps: float,
-) -> np.ndarray:
-    """A potential on finer cells (n,), by the plan (k, m) of those before them and by the potential
-    g of the m others: -eps log sum_j b_j exp((g_j - C_ij) / eps)."""
-    g = g + 2 * eps * others.logs
-    counts = np.diff(plan.indptr)[fine.parent]
-    starts = counts.cumsum() - counts
-    places = np.arange(counts.sum()) + np.repeat(plan.indptr[fine.parent] - starts, counts)
-    columns = plan.indices[places]
-    apart = np.repeat(fine.centres, counts, axis=0) - others.centres[columns]
-    f = np.minimum.reduceat(cost(metric, apart.T) - g[columns], starts)  # at least as much
-    for i, j, C in arcs_below(fine.tree, others.tree, f + CUT * eps, g, metric):
-        value = C - g[j]
-        order, starts, sizes = by_rows(i, value)
-        least, value = value[order[starts]], value[order]
-        shares = np.exp((np.repeat(least, sizes) - value) / eps)
-        f[i[order[starts]]] = least - eps * np.log(np.add.reduceat(shares, starts))
-    return f
-
-
-def children(fine: tuple[Cells, Cells], rows: np.ndarray, columns: np.ndarray) -> Arcs:
-    """All pairs of finer cells in these pairs of cells before: rows and columns."""
-    order = [np.argsort(cells.parent, kind="stable") for cells in fine]
-    counts = [np.bincount(cells.parent) for cells in fine]
-    starts = [count.cumsum() - count for count in counts]
-    of_rows, of_columns = counts[0][rows], counts[1][columns]
-    sizes = of_rows * of_columns
-    arc = np.repeat(np.arange(len(rows)), sizes)
-    number = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-    i, j = np.divmod(number, of_columns[arc])
-    return order[0][starts[0][rows[arc]] + i], order[1][starts[1][columns[arc]] + j]
+    @property
+    def sees_few(self) -> bool:
+        """Whether the plan has few entries; a row has to see m / n columns at least."""
+        n, m = self.plan.shape
+        return self.neighbours * n < NEIGHBOURS * (n + m) / 2
 
 
 def anneal_clouds(
@@ -178,87 +150,96 @@ def anneal_clouds(
     b: np.ndarray,
     metric: str,
     eps: float,
-    exact: Callable | None = None,
+    exact: Callable[..., tuple] | None = None,
 ) -> Annealed:
     """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
     temperature eps down.
 
-    Mass that has to go far, between clusters that are not as heavy as those near them, is what
-    sweeps balance slowly. Where they leave much of it the level is solved exactly, by
-    `exact(cost, annealed, a, b)`, which returns the arcs that carry mass and potentials.
+    Sweeps are slow to balance mass that has to go far, between clusters that are not as heavy as
+    those near them. Where they leave much of it astray the level is solved exactly: by
+    `exact(cost, annealed, a, b)`, which returns the arcs that carry mass, and potentials.
     """
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
-    (X, Y), first = scale[0], eps
-    coarse = CloudRows(torch.from_numpy(X.centres), torch.from_numpy(Y.centres), Metric(metric))
-    start = anneal(coarse, torch.from_numpy(X.weights), torch.from_numpy(Y.weights), eps)
-    eps, g = start.last, start.g.numpy()
-    f = np.concatenate(
-        [
-            -eps * np.logaddexp.reduce((g - C.numpy()) / eps + 2 * Y.logs, 1)
-            for _, C in coarse.blocks()
-        ]
-    )
-    sweeps, plan, also = start.sweeps, None, None
-    noise = is_tied(coarse)
-    for before, (X, Y) in zip([None, *scale], scale):
-        if before:
-            f, g = (
-                carried(new, *ends, each, z, metric, eps)
-                for new, ends, each, z in zip(
-                    (X, Y), (before, before[::-1]), (plan, plan.T.tocsr()), (g, f)
-                )
-            )
-        for number in range(STAGES):
-            last, repeats, was = eps, 0, (f, g)
-            stage = _stage(X, Y, f, g, metric, eps)
-            while stage.error > ASTRAY and repeats < REPEATS:
-                stage, repeats = _stage(X, Y, stage.f, stage.g, metric, eps), repeats + 1
-            sweeps += stage.sweeps
-            log.info(
-                "annealing: %d x %d cells, temperature %.2g, each sees %.1f others, error %.1g",
-                *(len(f), len(g), eps, stage.neighbours, stage.error),
-            )
-            enough = stage.neighbours * len(f) < NEIGHBOURS * (len(f) + len(g)) / 2
-            if enough or (number and stage.neighbours > 0.9 * neighbours):  # of ties
-                break
-            neighbours = stage.neighbours
-            f, g, eps = stage.f, stage.g, eps / 2
-            if number:
-                f, g = (z + (z - old) / 2 for z, old in zip((f, g), was))
-        f, g, plan = stage.f, stage.g, stage.plan
-        found = Annealed(
-            torch.from_numpy(g + last * Y.logs),
-            stage.neighbours,
-            sweeps,
+    first, f, noise = _coarsest(*scale[0], metric, eps)
+    g, eps, sweeps = first.g.numpy(), first.last, first.sweeps
+    plan = also = None
+    for k, level in enumerate(scale):
+        if k:
+            sides = (scale[k - 1], plan, g), (scale[k - 1][::-1], plan.T.tocsr(), f)
+            f, g = (carried(z, *ends, metric, eps) for z, ends in zip(level, sides))
+        stage, count = _anneal_level(*level, f, g, metric, eps)
+        f, g, eps, plan, sweeps = stage.f, stage.g, stage.eps, stage.plan, sweeps + count
+        near_f, near_g = (torch.from_numpy(z + eps * w.logs) for z, w in zip((f, g), level))
+        found = replace(
             first,
-            10 * last if noise else 0.0,
-            last,
-            torch.from_numpy(f + last * X.logs),
-            also,
+            g=near_g,
+            f=near_f,
+            neighbours=stage.neighbours,
+            sweeps=sweeps,
+            last=eps,
+            noise=10 * eps if noise else 0.0,
+            also=also,
         )
-        if exact and stage.error > UNBALANCED and len(f) + len(g) < len(x) + len(y):
-            points = (torch.from_numpy(z.centres) for z in (X, Y))
-            cost = SearchedRows(*points, Metric(metric))
-            weights = (torch.from_numpy(z.weights) for z in (X, Y))
-            i, j, f, g = exact(cost, found, *weights)
-            plan = coo_array((np.ones(len(i), np.float32), (i, j)), shape=plan.shape).tocsr()
-            k = [id(z) for z, _ in scale].index(id(X))
-            also = children(scale[k + 1], i, j)
-        else:
-            also = None
+        also = None
+        if exact and stage.error > UNBALANCED and k + 1 < len(scale):
+            cost = SearchedRows(*(torch.from_numpy(z.centres) for z in level), Metric(metric))
+            weights = (torch.from_numpy(z.weights) for z in level)
+            rows, columns, f, g = exact(cost, found, *weights)
+            ones = np.ones(len(rows), np.float32)
+            plan = coo_array((ones, (rows, columns)), shape=plan.shape).tocsr()
+            also = children(scale[k + 1], rows, columns)
     return found
 
 
+def _coarsest(x: Cells, y: Cells, metric: str, eps: float) -> tuple[Annealed, np.ndarray, bool]:
+    """The first level annealed with all pairs of cells, f (n,), and whether few costs differ."""
+    cost = CloudRows(torch.from_numpy(x.centres), torch.from_numpy(y.centres), Metric(metric))
+    found = anneal(cost, torch.from_numpy(x.weights), torch.from_numpy(y.weights), eps)
+    eps, f = found.last, torch.empty(len(x.weights), dtype=torch.float64)
+    shift = found.g + torch.from_numpy(2 * eps * y.logs)
+    for rows, C in cost.blocks():
+        f[rows] = -eps * ((shift - C) / eps).logsumexp(1)
+    return found, f.numpy(), is_tied(cost)
+
+
+def _anneal_level(
+    x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float
+) -> tuple[_Stage, int]:
+    """The last stage of a level, which begins at the temperature eps, and its sweeps."""
+    sweeps, seen = 0, math.inf
+    for number in range(STAGES):
+        was, stage = (f, g), _stage(x, y, f, g, metric, eps)
+        for _ in range(REPEATS):
+            if stage.error < ASTRAY:
+                break
+            stage = _stage(x, y, stage.f, stage.g, metric, eps)
+        sweeps += stage.sweeps
+        log.info(
+            "annealing: %d x %d cells, temperature %.2g, each sees %.1f others",
+            *(len(f), len(g), eps, stage.neighbours),
+        )
+        if stage.sees_few or stage.neighbours > 0.9 * seen:  # of equal costs it sees many for ever
+            break
+        f, g, eps, seen = stage.f, stage.g, eps / 2, stage.neighbours
+        if number:  # see `annealing`; what was carried here is no earlier stage
+            f, g = (extrapolated(z, old, 0.5) for z, old in zip((f, g), was))
+    return stage, sweeps
+
+
 def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> _Stage:
-    """Sweeps at the temperature eps from potentials f and g."""
-    f, g = f + eps * x.logs, g + eps * y.logs
+    """Sweeps at the temperature eps from potentials f and g, over-relaxed.
+
+    Thibault, Chizat, Dossal, Papadakis, "Overrelaxed Sinkhorn-Knopp Algorithm for Regularized
+    Optimal Transport", Algorithms 2021.
+    """
+    f, g = f + eps * x.logs, g + eps * y.logs  # the plan is now sqrt(a_i b_j) exp(...)
     K = _kernel(x, y, f, g, metric, eps)
     a, b = (z.weights.astype(np.float32) for z in (x, y))
     roots = np.exp(x.logs).astype(np.float32), np.exp(y.logs).astype(np.float32)
     limits = [(root / CLIP, root * CLIP) for root in roots]
     u, v, transposed, error = *roots, K.T.tocsr(), math.inf
     for sweep in range(1, SWEEPS + 1):
-        power = RELAXATION if CHECK < sweep < SWEEPS - CHECK and error > EXACT else 1.0
+        power = RELAXATION if CHECK < sweep < SWEEPS - CHECK else 1.0
         u = np.clip(u * (a / (u * (K @ v))) ** power, *limits[0])
         off = v * (transposed @ u) / b
         if sweep % CHECK == 0:
@@ -272,7 +253,48 @@ def _stage(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: f
     neighbours = float((x.weights * sums**2 / squares).sum())
     f = f + eps * (np.log(u.astype(float)) - 2 * x.logs)
     g = g + eps * (np.log(v.astype(float)) - 2 * y.logs)
-    return _Stage(f, g, K, neighbours, error, sweep)
+    return _Stage(f, g, eps, K, neighbours, error, sweep)
+
+
+def carried(
+    fine: Cells,
+    before: tuple[Cells, Cells],
+    plan: csr_array,
+    g: np.ndarray,
+    metric: str,
+    eps: float,
+) -> np.ndarray:
+    """A potential on finer cells (n,): -eps log sum_j b_j exp((g_j - C_ij) / eps) over the other
+    cloud's cells of the level before, whose plan (k, m) says where to begin to look."""
+    g, others = g + 2 * eps * before[1].logs, before[1]
+    counts = np.diff(plan.indptr)[fine.parent]
+    starts = counts.cumsum() - counts
+    places = np.arange(counts.sum()) + np.repeat(plan.indptr[fine.parent] - starts, counts)
+    columns = plan.indices[places]
+    apart = np.repeat(fine.centres, counts, axis=0) - others.centres[columns]
+    f = np.minimum.reduceat(cost(metric, apart.T) - g[columns], starts)  # at least as much
+    for i, j, C in arcs_below(fine.tree, others.tree, f + CUT * eps, g, metric):
+        slack = C - g[j]
+        order, starts, sizes = by_rows(i, slack)
+        slack, least = slack[order], slack[order[starts]]
+        shares = np.exp((np.repeat(least, sizes) - slack) / eps)
+        f[i[order[starts]]] = least - eps * np.log(np.add.reduceat(shares, starts))
+    return f
+
+
+def children(
+    fine: tuple[Cells, Cells], rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of finer cells in these pairs of cells before: rows and columns."""
+    order = [np.argsort(z.parent, kind="stable") for z in fine]
+    counts = [np.bincount(z.parent) for z in fine]
+    starts = [count.cumsum() - count for count in counts]
+    of_rows, of_columns = counts[0][rows], counts[1][columns]
+    sizes = of_rows * of_columns
+    arc = np.repeat(np.arange(len(rows)), sizes)
+    number = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    i, j = np.divmod(number, of_columns[arc])
+    return order[0][starts[0][rows[arc]] + i], order[1][starts[1][columns[arc]] + j]
 
 
 def _kernel(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> csr_array:

@@ -21,6 +21,7 @@ import numpy as np
 from ipot import EPS
 
 LEAF = 16  # points
+ROUNDINGS = 64  # of a bound, at most
 FIRST = 5  # level of the trees at which a search begins
 BLOCK = 2**16  # pairs of points that are read at once, which stay in a CPU's cache
 
@@ -93,24 +94,26 @@ class Tree:
         """Where the ranges of the nodes at a level begin; and n."""
         return np.arange(2**level + 1) * n >> level
 
-    def bounds(self, f: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def bounds(self, f: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each level from FIRST on slopes p (d, count) and tops f_0 (count,), so that
-        f <= f_0 + p u on each node; f is in the order of the tree."""
-        (d, n), starts = self.points.shape, self.starts[-1]
+        f <= f_0 + p u on each node, and the size (count,) of what was added up for them; f is in
+        the order of the tree."""
+        (d, n), starts = self.points.shape, self.starts
         first = min(FIRST, self.depth)
         x = self.points - self.points.mean(1, keepdims=True)
         shifted = f - f.mean()
         moments = [np.ones(n), *x, shifted, *(x * shifted)]
         moments += [x[j] * x[k] for j in range(d) for k in range(j + 1)]
-        moments = np.add.reduceat(np.stack(moments), starts[:-1], axis=1)
+        moments = np.add.reduceat(np.stack(moments), starts[-1][:-1], axis=1)
         found = []
         for level in range(self.depth, first - 1, -1):
             slope = _least_squares(moments, d)
-            node = np.repeat(np.arange(2**level), np.diff(self.starts[level]))
+            node = np.repeat(np.arange(2**level), np.diff(starts[level]))
             rest = f.copy()
             for axis in range(d):
                 rest -= slope[axis][node] * (self.points[axis] - self.centre[level][axis][node])
-            found.insert(0, (slope, np.maximum.reduceat(rest, self.starts[level][:-1])))
+            top, size = (np.maximum.reduceat(z, starts[level][:-1]) for z in (rest, abs(f)))
+            found.insert(0, (slope, top, size + (abs(slope) * self.half[level]).sum(0)))
             moments = moments[:, ::2] + moments[:, 1::2]
         return found
 
@@ -140,14 +143,17 @@ def close_leaves(
     levels = [min(FIRST, tree.depth) for tree in trees]
     firsts = list(levels)
     A, B = (x.ravel() for x in np.indices([2**level for level in levels]))
-    margin = _margin(source, target, f, g, metric)
     while True:
         (cx, rx), (cy, ry) = ((t.centre[k], t.half[k]) for t, k in zip(trees, levels))
-        (p, f0), (q, g0) = (top[k - first] for top, k, first in zip(tops, levels, firsts))
+        (p, f0, f_size), (q, g0, g_size) = (
+            top[k - first] for top, k, first in zip(tops, levels, firsts)
+        )
         D = cx[:, A] - cy[:, B]
-        h, least = slope(D), cost(metric, D.copy()) - f0[A] - g0[B]
+        h, centre = slope(D), cost(metric, D.copy())
+        least = centre - f0[A] - g0[B]
         least -= (abs(h - p[:, A]) * rx[:, A] + abs(h + q[:, B]) * ry[:, B]).sum(0)
-        kept = least < margin
+        size = centre + (abs(h) * (rx[:, A] + ry[:, B])).sum(0) + f_size[A] + g_size[B]
+        kept = least < ROUNDINGS * EPS * size
         A, B = A[kept], B[kept]
         split = [tree.depth > level for tree, level in zip(trees, levels)]
         if not any(split):
@@ -157,13 +163,6 @@ def close_leaves(
             A, B, levels[0] = np.concatenate((2 * A, 2 * A + 1)), np.tile(B, 2), levels[0] + 1
         if split[1]:
             A, B, levels[1] = np.tile(A, 2), np.concatenate((2 * B, 2 * B + 1)), levels[1] + 1
-
-
-def _margin(source: Tree, target: Tree, f: np.ndarray, g: np.ndarray, metric: str) -> float:
-    """More than what rounding adds to a bound."""
-    far = abs(source.centre[0] - target.centre[0]) + source.half[0] + target.half[0]
-    largest = float(cost(metric, far)[0]) + abs(f).max() + abs(g).max()
-    return 64 * (len(far) + 4) * EPS * largest
 
 
 def arcs_below(
@@ -208,7 +207,8 @@ def _padded(tree: Tree) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_rows(i: np.ndarray, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The order by rows and, in each, by slack; where rows start in it, and how many arcs each has."""
+    """Arcs in the order of their rows and, in each, of their slack; where rows start, and how many
+    arcs each has."""
     order = np.lexsort((slack, i))
     starts = np.flatnonzero(np.diff(i[order], prepend=-1))
     return order, starts, np.diff(starts, append=len(i))

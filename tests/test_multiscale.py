@@ -1,5 +1,7 @@
 """Clouds from coarse to fine, against the solver that reads all pairs, and POT."""
 
+import itertools
+
 import numpy as np
 import ot
 import pytest
@@ -170,7 +172,7 @@ def test_levels_keep_mass_and_means_and_end_with_the_points(monkeypatch):
             cloud = level[side]
             assert cloud.weights.sum() == pytest.approx(1)
             np.testing.assert_allclose(cloud.weights @ cloud.centres, weights @ points, atol=1e-13)
-        for before, level in zip(found, found[1:]):
+        for before, level in itertools.pairwise(found):
             inside = np.bincount(level[side].parent, level[side].weights)
             np.testing.assert_allclose(inside, before[side].weights, rtol=1e-12)
         np.testing.assert_array_equal(found[-1][side].centres, points)

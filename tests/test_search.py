@@ -93,7 +93,7 @@ def test_a_leaf_meets_few_others(d, most):
         f = (x**2).sum(1) / 2 - 2 * x.sum(1)
         g = (y**2).sum(1) - 2 * ((y - 1) ** 2).sum(1)
         source, target = Tree(x), Tree(y)
-        i, j, C = nearest(source, target, f, g, "sqeuclidean", 1, 1.0)
+        _, j, C = nearest(source, target, f, g, "sqeuclidean", 1, 1.0)
         f = C - g[j] + 0.01
         A, _ = close_leaves(source, target, f[source.order], g[target.order], "sqeuclidean")
         counts.append(len(A) / 2**source.depth)
