@@ -3,9 +3,7 @@
     python -m benchmarks.memory
 
 Two Gaussian clouds in two dimensions, n points each, float64. Each run has a process of its own;
-its memory is the peak above what the interpreter and its libraries take. For `estimated` points one
-pass over all pairs is timed, and the time of the whole is that of the largest run, times the ratio
-of the passes.
+its memory is the peak above what the interpreter and its libraries take.
 """
 
 import multiprocessing
@@ -16,21 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import ot
-import torch
 import tyro
 from tqdm import tqdm
 
 import exactot
 from benchmarks.table import machine, show, write_csv
-from exactot.costs import CloudRows, Metric
 
 
 @dataclass
 class Config:
     """Settings of the benchmark."""
 
-    sizes: tuple[int, ...] = (1000, 2000, 4000, 8000, 20000)  # points in each cloud
-    estimated: int = 100000  # points for which one pass is timed; 0 for none
+    sizes: tuple[int, ...] = (2000, 8000, 20000, 100000)  # points in each cloud
     dense: int = 8000  # the largest size for the solvers with a cost matrix
     output: str = "outputs/benchmarks/memory.csv"  # the table as CSV
 
@@ -53,13 +48,6 @@ def dense(n: int) -> tuple[float, int]:
 def emd(n: int) -> tuple[float, int]:
     ot.emd([], [], ot.dist(*clouds(n)), numItermax=2**31 - 1)
     return 0.0, 0
-
-
-def one_pass(n: int) -> tuple[float, int]:
-    """A pass over all pairs of points, as the solver takes one for each sweep and each pricing."""
-    x, y = (torch.from_numpy(z) for z in clouds(n))
-    CloudRows(x, y, Metric("sqeuclidean")).row_minima(torch.zeros(n, dtype=torch.float64))
-    return 0.0, 1
 
 
 def _peak() -> float:
@@ -90,30 +78,13 @@ def measured(function, n: int, warm_up: int = 400) -> tuple[float, float, float,
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     solvers = {"exactot.solve_sample": from_clouds, "exactot.solve": dense, "ot.emd": emd}
-    rows, last = [], {}
+    rows = []
     for n in tqdm(config.sizes, unit="size"):
         for name, function in solvers.items():
             if n > config.dense and function is not from_clouds:
                 continue
-            seconds, megabytes, gap, sweeps = measured(function, n)
-            last[name] = (n, seconds, sweeps)
-            rows.append(
-                {"n": n, "solver": name, "seconds": seconds, "MB": megabytes, "gap": gap, "how": ""}
-            )
-    if config.estimated:
-        seconds, _, _, _ = measured(one_pass, config.estimated)
-        n, before, sweeps = last["exactot.solve_sample"]
-        pace, _, _, _ = measured(one_pass, n)
-        rows.append(
-            {
-                "n": config.estimated,
-                "solver": "exactot.solve_sample",
-                "seconds": seconds * before / pace,
-                "MB": "",
-                "gap": "",
-                "how": f"estimated from one pass of {seconds:.1f} s; {sweeps} sweeps at n = {n}",
-            }
-        )
+            seconds, megabytes, gap, _ = measured(function, n)
+            rows.append({"n": n, "solver": name, "seconds": seconds, "MB": megabytes, "gap": gap})
     print(machine())
     show(rows)
     write_csv(rows, config.output)

@@ -18,7 +18,7 @@ from generative import image_yardstick
     ("benchmark", "options", "gap"),
     [
         (batches, "--batches 4 --sizes 16 --iterations 20", "mean cost / exact - 1"),
-        (memory, "--sizes 500 --estimated 2000", "gap"),
+        (memory, "--sizes 500", "gap"),
         (solvers, "--sizes 100 400 --dimensions 2 --seeds 1", "gap"),
     ],
 )
