@@ -25,6 +25,15 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def kept(path: Path, find: Callable[[], dict]) -> dict:
+    """What was found and is kept in a file; it is found and written now if there is none."""
+    if not path.exists():
+        found = find()
+        with written_whole(path) as whole:
+            whole.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
 def run_cells(
     function: Callable[..., dict], cells: Mapping[str, tuple], folder: Path, jobs: int
 ) -> list[dict]:
@@ -40,6 +49,5 @@ def run_cells(
     with ProcessPoolExecutor(jobs, spawn, end_with, (os.getpid(),)) as pool:
         running = {pool.submit(function, *cells[name]): paths[name] for name in missing}
         for done in tqdm(as_completed(running), total=len(missing), unit="cell"):
-            with written_whole(running[done]) as path:
-                path.write_text(json.dumps(done.result()))
+            kept(running[done], done.result)
     return [json.loads(path.read_text()) for path in paths.values()]

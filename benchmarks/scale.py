@@ -1,7 +1,6 @@
-"""Time, memory and gap of clouds against their number of points, up to a million.
+"""Time, memory and gap of clouds against their number of points.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale
-    OMP_NUM_THREADS=1 python -m benchmarks.scale --sizes 1000000 --dimensions 2 --solvers multiscale
     OMP_NUM_THREADS=1 python -m benchmarks.scale --agree 2000
 
 Each run has a process of its own, on one thread; its memory is the peak above what the interpreter
@@ -15,10 +14,10 @@ solver's growth is that of the straight line through its logarithms from 10,000 
 them, and prints the largest difference of the values, relative to the carried cost.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,11 +29,11 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 import exactot
+from benchmarks.cells import kept
 from benchmarks.memory import measured
 from benchmarks.table import machine, show, write_csv
 from exactot import columns, multiscale
 from generative.plots import save_figure
-from generative.runs import written_whole
 
 COLORS = {"multiscale": "#0b3c5d", "dense": "#8cc4e8", "ot.emd": "#111111"}
 COLORS |= {"ot.emd lazy": "#94a3b8", "SciPy": "#ea580c"}
@@ -185,6 +184,13 @@ def can(run: Run, n: int) -> bool:
     return (uniform or run.solver != "SciPy") and n <= MOST.get(run.solver, n)
 
 
+def line(run: Run, n: int) -> dict:
+    """What a run of n points takes and finds."""
+    seconds, megabytes, value, gap = measured(run, n, warm_up=2500)
+    found = {"solver": run.solver, "clouds": run.family, "d": run.d, "n": n, "seed": run.seed}
+    return found | {"seconds": seconds, "MB": megabytes, "value": value, "gap": gap}
+
+
 def runs(config: Config, folder: Path) -> list[dict]:
     """A row for each run, kept in the folder and read from there if it is there already."""
     families = FAMILIES if config.families == ("all",) else config.families
@@ -200,14 +206,7 @@ def runs(config: Config, folder: Path) -> list[dict]:
         for n in config.sizes:
             if not can(run, n):
                 break
-            path = folder / f"{run.name(n)}.json"
-            if not path.exists():
-                seconds, megabytes, value, gap = measured(run, n, warm_up=2500)
-                row = {"solver": run.solver, "clouds": run.family, "d": run.d, "n": n}
-                row |= {"seed": run.seed, "seconds": seconds, "MB": megabytes}
-                with written_whole(path) as whole:
-                    whole.write_text(json.dumps(row | {"value": value, "gap": gap}))
-            rows.append(json.loads(path.read_text()))
+            rows.append(kept(folder / f"{run.name(n)}.json", partial(line, run, n)))
             if rows[-1]["seconds"] > config.limit:
                 break
     return rows

@@ -29,7 +29,7 @@ from torch import Tensor
 from exactot.annealing import NEIGHBOURS, STAGES, Annealed, anneal, is_tied
 from exactot.costs import CloudRows, Metric
 from exactot.progress import log
-from exactot.search import Arcs, Tree, arcs_below, by_rows, cost, nearest
+from exactot.search import Arcs, Tree, arcs_below, by_rows, cost, nearest, within
 from ipot import extrapolated
 
 LARGE = 2**22  # pairs from which on it pays
@@ -268,10 +268,9 @@ def carried(
     cloud's cells of the level before, whose plan (k, m) says where to begin to look."""
     g, others = g + 2 * eps * before[1].logs, before[1]
     counts = np.diff(plan.indptr)[fine.parent]
-    starts = counts.cumsum() - counts
-    places = np.arange(counts.sum()) + np.repeat(plan.indptr[fine.parent] - starts, counts)
-    columns = plan.indices[places]
+    columns = plan.indices[np.repeat(plan.indptr[fine.parent], counts) + within(counts)]
     apart = np.repeat(fine.centres, counts, axis=0) - others.centres[columns]
+    starts = counts.cumsum() - counts
     f = np.minimum.reduceat(cost(metric, apart.T) - g[columns], starts)  # at least as much
     for i, j, C in arcs_below(fine.tree, others.tree, f + CUT * eps, g, metric):
         slack = C - g[j]
@@ -292,8 +291,7 @@ def children(
     of_rows, of_columns = counts[0][rows], counts[1][columns]
     sizes = of_rows * of_columns
     arc = np.repeat(np.arange(len(rows)), sizes)
-    number = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-    i, j = np.divmod(number, of_columns[arc])
+    i, j = np.divmod(within(sizes), of_columns[arc])
     return order[0][starts[0][rows[arc]] + i], order[1][starts[1][columns[arc]] + j]
 
 
@@ -380,8 +378,7 @@ class SearchedRows(CloudRows):
         f, g = annealed.f.numpy(), annealed.g.numpy()
         options = self.metric.name, ARCS, annealed.last, None, annealed.noise
         i, j, C = nearest(*self.trees, f, g, *options)
-        starts = np.flatnonzero(np.diff(i, prepend=-1))
-        f = np.minimum.reduceat(C - g[j], starts)
+        f = (C - g[j]).reshape(len(f), -1).min(1)  # as many arcs of each row
         columns, rows, costs = nearest(*self.trees[::-1], g, f, *options)
         parts = [(i, j, C), (rows, columns, costs)]
         for k, l in (path, annealed.also) if annealed.also else (path,):
@@ -399,8 +396,7 @@ class SearchedRows(CloudRows):
             order, starts, sizes = by_rows(i, slack)
             i, j, C, slack = i[order], j[order], C[order], slack[order]
             best[i[starts]] = slack[starts]
-            rank = np.arange(len(i)) - np.repeat(starts, sizes)
-            worst = (rank < VIOLATORS) & (slack < (f - tolerance)[i])
+            worst = (within(sizes) < VIOLATORS) & (slack < (f - tolerance)[i])
             found.append((i[worst], j[worst], C[worst]))
         nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         return torch.from_numpy(best), tuple(np.concatenate(x) for x in zip(nothing, *found))

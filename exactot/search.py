@@ -9,7 +9,7 @@ is a convex function h of x - y, and so is above its tangent at D. Hence
 
 for boxes that reach r and s from their centres. Where this is not small no pair of the boxes is
 read. With slopes p, q by least squares the bound misses by the second order of the boxes' sizes,
-and in two dimensions a leaf meets some twenty others, however many points there are. What is
+and in two dimensions a leaf meets a few others, however many points there are. What is
 returned is computed from the points themselves.
 """
 
@@ -206,6 +206,11 @@ def _padded(tree: Tree) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(starts[:-1, None] + places, starts[1:, None] - 1), places < sizes[:, None]
 
 
+def within(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, and so on in each of the groups of these sizes, one group behind the other."""
+    return np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+
+
 def by_rows(i: np.ndarray, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Arcs in the order of their rows and, in each, of their slack; where rows start, and how many
     arcs each has."""
@@ -243,8 +248,7 @@ def nearest(
                 slack[order[starts]] = -np.inf  # the least is always among them
                 order, starts, sizes = by_rows(i, slack)
             i, j, C = i[order], j[order], C[order]
-            rank = np.arange(len(i)) - np.repeat(starts, sizes)
-            chosen = (rank < count) & np.repeat(sizes >= count, sizes)
+            chosen = (within(sizes) < count) & np.repeat(sizes >= count, sizes)
             found.append((left[i[chosen]], j[chosen], C[chosen]))
         done = np.zeros(len(f), bool)
         for i, _, _ in found:

@@ -1,6 +1,8 @@
 """Clouds from coarse to fine, against the solver that reads all pairs, and POT."""
 
+import contextlib
 import itertools
+import tracemalloc
 
 import numpy as np
 import ot
@@ -19,8 +21,8 @@ METRICS = ("sqeuclidean", "euclidean", "cityblock")
 SHAPES = ("gauss", "same", "grid", "copies", "outlier", "clusters", "flat", "curve")
 
 
-@pytest.fixture
-def searched():
+@contextlib.contextmanager
+def searching():
     """Small clouds of up to six dimensions take the way of large ones, with several levels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiscale, "LARGE", 0)
@@ -28,6 +30,12 @@ def searched():
         patch.setattr(multiscale, "COARSE", 20)
         patch.setattr(search, "LEAF", 8)
         patch.setattr(columns, "SMALL", 0)
+        yield
+
+
+@pytest.fixture
+def searched():
+    with searching():
         yield
 
 
@@ -79,12 +87,7 @@ def test_values_are_those_of_the_dense_way(seed, n, m, d, metric, shape, kind):
     x, y = shaped(rng, shape, n, m, d)
     a, b = (weighted(rng, kind, k) for k in (n, m))
     dense = solve_sample(x, y, a, b, metric=metric)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiscale, "LARGE", 0)
-        patch.setattr(multiscale, "DIMENSIONS", range(2, 7))
-        patch.setattr(multiscale, "COARSE", 20)
-        patch.setattr(search, "LEAF", 8)
-        patch.setattr(columns, "SMALL", 0)
+    with searching():
         found = solve_sample(x, y, a, b, metric=metric)
     M = cdist(x, y, metric)
     carried = (np.asarray(found.plan) * M).sum()
@@ -189,9 +192,7 @@ def test_annealed_potentials_are_nearly_optimal():
 
 
 def test_memory_grows_with_the_points_alone():
-    """NumPy's largest need between 8,000 points: far below the 512 MB of a matrix."""
-    import tracemalloc
-
+    """Of two clouds of 8,000 points: far below the 512 MB of a matrix."""
     x, y, *_ = clouds(0, 8000, 8000, 2)
     tracemalloc.start()
     solve_sample(x, y, tol=1e-2)
