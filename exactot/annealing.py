@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
@@ -48,6 +49,7 @@ class Annealed:
     last: float  # temperature
     f: Tensor | None = None  # (n,), likewise, where it was found too
     also: tuple[np.ndarray, np.ndarray] | None = None  # arcs that may carry mass over far
+    plan: csr_array | None = None  # (n, m), of mass 1, where it is sparse
 
 
 def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:

@@ -38,6 +38,8 @@ class Rows:
     device: torch.device
     error: float = 0.0  # what an entry may be off by
     rounding: float = 0.0  # likewise, relative to the entry
+    searched: bool = False  # whether small reduced entries are found without reading all
+    copies: tuple | None = None  # numbers of the points, where some are there more than once
     _scratch: Tensor | None = None
 
     def block(self, rows: slice) -> Tensor:

@@ -17,7 +17,6 @@ exact plans and for entropic ones.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,9 +26,12 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from exactot.annealing import NEIGHBOURS, STAGES, Annealed, anneal, is_tied
+from exactot.columns import generate
 from exactot.costs import CloudRows, Metric
+from exactot.parts import solve_by_parts
 from exactot.progress import log
 from exactot.search import Arcs, Tree, arcs_below, by_rows, cost, nearest, within
+from exactot.simplex import SparseArcs
 from ipot import extrapolated
 
 LARGE = 2**22  # pairs from which on it pays
@@ -50,6 +52,7 @@ RELAXATION = 1.8
 CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
+WITHIN = 0.1  # temperatures: a gap below this is not tried without a linear program for all
 
 
 @dataclass(eq=False)
@@ -150,7 +153,6 @@ def anneal_clouds(
     b: np.ndarray,
     metric: str,
     eps: float,
-    exact: Callable[..., tuple] | None = None,
 ) -> Annealed:
     """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
     temperature eps down.
@@ -179,16 +181,26 @@ def anneal_clouds(
             last=eps,
             noise=10 * eps if noise else 0.0,
             also=also,
+            plan=stage.plan,
         )
         also = None
-        if exact and stage.error > UNBALANCED and k + 1 < len(scale):
-            cost = SearchedRows(*(torch.from_numpy(z.centres) for z in level), Metric(metric))
-            weights = (torch.from_numpy(z.weights) for z in level)
-            rows, columns, f, g = exact(cost, found, *weights)
+        if stage.error > UNBALANCED and k + 1 < len(scale):
+            rows, columns, f, g = _exact(level, found, metric)
             ones = np.ones(len(rows), np.float32)
             plan = coo_array((ones, (rows, columns)), shape=plan.shape).tocsr()
             also = children(scale[k + 1], rows, columns)
     return found
+
+
+def _exact(
+    level: tuple[Cells, Cells], annealed: Annealed, metric: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The arcs that carry mass, and potentials."""
+    cost = SearchedRows(*(torch.from_numpy(z.centres) for z in level), Metric(metric))
+    weights = (torch.from_numpy(z.weights) for z in level)
+    arcs, f, g, _ = generate(cost, annealed, *weights, tol=0.0)
+    used = arcs.flow > 0
+    return arcs.rows[used], arcs.columns[used], f.numpy(), g.numpy()
 
 
 def _coarsest(x: Cells, y: Cells, metric: str, eps: float) -> tuple[Annealed, np.ndarray, bool]:
@@ -339,6 +351,8 @@ def c_transform(x: np.ndarray, y: np.ndarray, g: np.ndarray, metric: str) -> np.
 class SearchedRows(CloudRows):
     """The cost between clouds in few dimensions, whose small reduced entries are searched for."""
 
+    searched = True
+
     def __init__(self, X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0):
         super().__init__(X, Y, metric, scale)
         self.points = self.x.numpy(), self.y.numpy()
@@ -369,8 +383,8 @@ class SearchedRows(CloudRows):
     def column_minima(self, f: Tensor) -> Tensor:
         return torch.from_numpy(c_transform(*self.points[::-1], f.numpy(), self.metric.name))
 
-    def anneal(self, a: Tensor, b: Tensor, eps: float, exact: Callable) -> Annealed:
-        return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps, exact)
+    def anneal(self, a: Tensor, b: Tensor, eps: float) -> Annealed:
+        return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps)
 
     def near(self, annealed: Annealed, path: tuple[np.ndarray, np.ndarray]) -> tuple[Arcs, Tensor]:
         """The arcs of least reduced cost of each row and of each column, and these on the path; and
@@ -386,16 +400,35 @@ class SearchedRows(CloudRows):
             parts.append((k, l, cost(self.metric.name, apart.T)))
         return tuple(np.concatenate(x) for x in zip(*parts)), torch.from_numpy(f)
 
+    def solve_within(
+        self, annealed: Annealed, a: Tensor, b: Tensor, tol: float
+    ) -> tuple[SparseArcs, Tensor, Tensor] | None:
+        """Arcs with a flow whose relative gap is at most tol, and potentials that prove it; None if
+        the annealed ones are too far off, or the mass of points is too unequal."""
+        f = self.row_minima(annealed.g)
+        bound = float(a @ f + b @ annealed.g)
+        if tol * bound < WITHIN * annealed.last:
+            return None
+        potentials, weights = ((u.numpy(), v.numpy()) for u, v in ((f, annealed.g), (a, b)))
+        options = self.metric.name, annealed.plan, potentials, weights, tol
+        arcs = solve_by_parts(self.points, self.trees, *options)
+        return None if arcs is None else (arcs, f, annealed.g)
+
     def price(self, f: Tensor, g: Tensor, tolerance: Tensor, noise: float) -> tuple[Tensor, Arcs]:
         """The c-transform of g, but for rows where it is above the given f; and the worst arcs of
-        each row that f violates by more than the tolerance."""
+        each row that f violates by more than the tolerance; others in each row of those that differ
+        by less than the noise."""
         f, g, tolerance = f.numpy(), g.numpy(), tolerance.numpy()
-        best, found = f.copy(), []
+        best, found, rng = f.copy(), [], np.random.default_rng(0)
         for i, j, C in arcs_below(*self.trees, f + tolerance, g, self.metric.name):
             slack = C - g[j]
             order, starts, sizes = by_rows(i, slack)
             i, j, C, slack = i[order], j[order], C[order], slack[order]
             best[i[starts]] = slack[starts]
+            if noise:
+                blurred = slack + noise * rng.random(len(slack))
+                order = np.lexsort((blurred, i))
+                i, j, C, slack = i[order], j[order], C[order], slack[order]
             worst = (within(sizes) < VIOLATORS) & (slack < (f - tolerance)[i])
             found.append((i[worst], j[worst], C[worst]))
         nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
