@@ -39,6 +39,7 @@ class Rows:
     error: float = 0.0  # what an entry may be off by
     rounding: float = 0.0  # likewise, relative to the entry
     searched: bool = False  # whether small reduced entries are found without reading all
+    sorted: bool = False  # whether the points are in an order that suits this
     copies: tuple | None = None  # numbers of the points, where some are there more than once
     _scratch: Tensor | None = None
 

@@ -52,7 +52,7 @@ RELAXATION = 1.8
 CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
-WITHIN = 0.1  # temperatures: a gap below this is not tried without a linear program for all
+WITHIN = 0.3  # temperatures: a gap below this is not tried by parts
 
 
 @dataclass(eq=False)
@@ -147,19 +147,13 @@ class _Stage:
 
 
 def anneal_clouds(
-    x: np.ndarray,
-    y: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    metric: str,
-    eps: float,
+    x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, metric: str, eps: float
 ) -> Annealed:
     """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
     temperature eps down.
 
     Sweeps are slow to balance mass that has to go far, between clusters that are not as heavy as
-    those near them. Where they leave much of it astray the level is solved exactly: by
-    `exact(cost, annealed, a, b)`, which returns the arcs that carry mass, and potentials.
+    those near them. Where they leave much of it astray the level is solved exactly.
     """
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
     first, f, noise = _coarsest(*scale[0], metric, eps)
@@ -353,8 +347,11 @@ class SearchedRows(CloudRows):
 
     searched = True
 
-    def __init__(self, X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0):
+    def __init__(
+        self, X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0, sorted: bool = False
+    ):
         super().__init__(X, Y, metric, scale)
+        self.sorted = sorted  # whether the points are in the order of the trees
         self.points = self.x.numpy(), self.y.numpy()
 
     @cached_property
@@ -363,6 +360,13 @@ class SearchedRows(CloudRows):
 
     def _part(self, rows: Tensor, columns: Tensor) -> CloudRows:
         return cloud_rows(self.X[rows], self.Y[columns], self.metric, self.scale)
+
+    def in_order(self) -> tuple["SearchedRows", tuple[np.ndarray, np.ndarray]]:
+        """The same cost with the points in the order of the trees, and this order: points that are
+        near each other are then near in memory."""
+        order = self.trees[0].order, self.trees[1].order
+        clouds = (Z[torch.from_numpy(z)] for Z, z in zip((self.X, self.Y), order))
+        return SearchedRows(*clouds, self.metric, self.scale, sorted=True), order
 
     @cached_property
     def copies(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -405,14 +409,17 @@ class SearchedRows(CloudRows):
     ) -> tuple[SparseArcs, Tensor, Tensor] | None:
         """Arcs with a flow whose relative gap is at most tol, and potentials that prove it; None if
         the annealed ones are too far off, or the mass of points is too unequal."""
-        f = self.row_minima(annealed.g)
-        bound = float(a @ f + b @ annealed.g)
+        f, g, options = annealed.f.numpy(), annealed.g.numpy(), (1, STEEP * annealed.last)
+        for axis in (0, 1):  # the c-transform of g, and then that of f
+            _, j, C = nearest(*self.trees[:: 1 - 2 * axis], f, g, self.metric.name, *options)
+            f, g = g, C - g[j]
+        weights = a.numpy(), b.numpy()
+        bound = sum(float((w * z).sum()) for w, z in zip(weights, (f, g)))
         if tol * bound < WITHIN * annealed.last:
             return None
-        potentials, weights = ((u.numpy(), v.numpy()) for u, v in ((f, annealed.g), (a, b)))
-        options = self.metric.name, annealed.plan, potentials, weights, tol
+        options = self.metric.name, annealed.plan, (f, g), weights, tol
         arcs = solve_by_parts(self.points, self.trees, *options)
-        return None if arcs is None else (arcs, f, annealed.g)
+        return None if arcs is None else (arcs, torch.from_numpy(f), torch.from_numpy(g))
 
     def price(self, f: Tensor, g: Tensor, tolerance: Tensor, noise: float) -> tuple[Tensor, Arcs]:
         """The c-transform of g, but for rows where it is above the given f; and the worst arcs of
@@ -425,11 +432,10 @@ class SearchedRows(CloudRows):
             order, starts, sizes = by_rows(i, slack)
             i, j, C, slack = i[order], j[order], C[order], slack[order]
             best[i[starts]] = slack[starts]
-            if noise:
-                blurred = slack + noise * rng.random(len(slack))
-                order = np.lexsort((blurred, i))
-                i, j, C, slack = i[order], j[order], C[order], slack[order]
-            worst = (within(sizes) < VIOLATORS) & (slack < (f - tolerance)[i])
+            bad = slack < (f - tolerance)[i]
+            i, j, C, slack = i[bad], j[bad], C[bad], slack[bad]
+            order, _, sizes = by_rows(i, slack + noise * rng.random(len(slack)))
+            worst = order[within(sizes) < VIOLATORS]
             found.append((i[worst], j[worst], C[worst]))
         nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         return torch.from_numpy(best), tuple(np.concatenate(x) for x in zip(nothing, *found))

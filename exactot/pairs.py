@@ -78,17 +78,19 @@ class AllPairs:
         for rows, C in self.cost.blocks():
             slack = self.cost.reduced(C, g)
             best[rows] = slack.amin(1)
-            bad = (best[rows] < (f - tolerance)[rows]).nonzero().ravel()
+            limit = (f - tolerance)[rows]
+            bad = (best[rows] < limit).nonzero().ravel()
             if len(bad):
-                slack = slack[bad]
+                slack, limit = slack[bad], limit[bad, None]
+                violated = slack < limit
                 if noise and self.tied:
                     slack = slack + noise * torch.rand(
                         slack.shape, generator=draw, device=slack.device, dtype=slack.dtype
                     )
+                slack = slack.masked_fill(~violated, torch.inf)
                 j = torch.topk(slack, count, largest=False).indices
-                i = bad[:, None].expand_as(j)
-                chosen = C[i, j] - g[j] < (f - tolerance)[rows][i]
-                i, j = i[chosen], j[chosen]
+                chosen = violated.gather(1, j)
+                i, j = bad[:, None].expand_as(j)[chosen], j[chosen]
                 found.append([x.cpu().numpy() for x in (i + rows.start, j, C[i, j])])
         nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         return best, tuple(np.concatenate(x) for x in zip(nothing, *found))

@@ -30,7 +30,8 @@ from exactot.search import Tree, cost
 from exactot.simplex import SparseArcs, network_simplex, reduced_costs
 
 PART = 2000  # points, at most
-PASSES = 4  # over all parts
+CLIP = 1e12  # by which they scale at most
+PASSES = 2  # over all parts; more of them gain next to nothing
 RAMP = 3  # sweeps after which their relaxation is half of the way from 1 to 2
 SWEEPS = 1000  # at most
 CHECK = 50  # sweeps between looks at their error
@@ -45,12 +46,12 @@ def balanced(plan: csr_array, a: np.ndarray, b: np.ndarray, error: float) -> csr
     u, v = np.ones(len(a), np.float32), np.ones(len(b), np.float32)
     for sweep in range(1, SWEEPS + 1):
         power = 2 - RAMP / (sweep + RAMP) if sweep % CHECK else 1.0
-        u = u * (a / (u * (plan @ v))) ** power
+        u = np.clip(u * (a / (u * (plan @ v))) ** power, 1 / CLIP, CLIP)
         off = v * (transposed @ u) / b
         if sweep % CHECK == 0 and float(b @ abs(off - 1)) < error:
             break
-        v = v * off**-power
-    u = a / (plan @ v)
+        v = np.clip(v * off**-power, 1 / CLIP, CLIP)
+    u = np.clip(a / (plan @ v), 1 / CLIP, CLIP)
     rows = np.repeat(np.arange(len(a)), np.diff(plan.indptr))
     return csr_array((u[rows] * plan.data * v[plan.indices], plan.indices, plan.indptr), plan.shape)
 
@@ -92,13 +93,13 @@ def solve_parts(
     sort = np.lexsort((columns, rows))
     limits, found = np.searchsorted(rows[sort], starts), mass.copy()
     for start, arcs in zip(starts, (sort[slice(*x)] for x in itertools.pairwise(limits))):
-        i, j = rows[arcs] - start, np.unique(columns[arcs], return_inverse=True)[1]
-        sparse = SparseArcs(i, j, costs[arcs])
-        part = network_simplex(
-            np.bincount(i, mass[arcs]), np.bincount(j, mass[arcs]), costs[arcs], sparse
-        )
-        if part is not None and part[0] @ costs[arcs] < mass[arcs] @ costs[arcs]:
-            found[arcs] = part[0]
+        if len(arcs):
+            i, j = rows[arcs] - start, np.unique(columns[arcs], return_inverse=True)[1]
+            part, price = mass[arcs], costs[arcs]
+            weights = np.bincount(i, part), np.bincount(j, part)
+            solved = network_simplex(*weights, price, SparseArcs(i, j, price))
+            if solved is not None and solved[0] @ price < part @ price:
+                found[arcs] = solved[0]
     return found
 
 

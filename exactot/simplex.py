@@ -124,8 +124,17 @@ def _interruptible(solver: Callable[..., tuple], a: np.ndarray, b: np.ndarray, *
     does not see Ctrl-C in its thread, but it does in one that waits."""
     if len(a) + len(b) < LONG:
         return solver(a, b, *rest)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(solver(a, b, *rest)), daemon=True)
+    done: list[tuple | Exception] = []
+
+    def call() -> None:
+        try:
+            done.append(solver(a, b, *rest))
+        except Exception as error:
+            done.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join()
-    return found[0]
+    if isinstance(done[0], Exception):
+        raise done[0]
+    return done[0]

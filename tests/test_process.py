@@ -6,6 +6,8 @@ import inspect
 import io
 import multiprocessing
 import pickle
+import signal
+import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -17,6 +19,7 @@ from conftest import clouds, line_cost, random_problem
 
 import exactot
 import ipot
+from exactot import simplex
 
 X, Y, A, B = clouds(0, 230, 200, 2)
 M, a, b = random_problem(1, 20, 15)
@@ -136,6 +139,24 @@ def values(seed):
     rng = np.random.default_rng(seed)
     x, y, cost = rng.random((600, 2)), rng.random((600, 2)), rng.random((400, 400))
     return exactot.solve_sample(x, y).value, exactot.solve(cost).value, ipot.solve(cost).value
+
+
+def test_ctrl_c_does_not_wait_for_a_long_program(monkeypatch):
+    """And what the solver raises in its thread is raised to the caller."""
+    release = threading.Event()
+    monkeypatch.setattr(simplex, "LONG", 0)
+
+    def solver(*_):
+        signal.raise_signal(signal.SIGINT)
+        release.wait(60)
+        return ()
+
+    with pytest.raises(KeyboardInterrupt):
+        simplex._interruptible(solver, np.ones(1), np.ones(1))
+    assert not release.is_set()
+    release.set()
+    with pytest.raises(ZeroDivisionError):
+        simplex._interruptible(lambda a, b: 1 / 0, np.ones(1), np.ones(1))
 
 
 def test_a_forked_worker_does_not_wait_for_its_parents_threads():

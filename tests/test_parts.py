@@ -1,0 +1,71 @@
+"""Plans within a gap, solved part by part."""
+
+import numpy as np
+import ot
+import pytest
+from conftest import clouds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.spatial.distance import cdist
+
+from exactot import multiscale, parts, simplex, solve_sample
+from exactot.search import Tree
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """Small clouds take the way of large ones, in several parts."""
+    monkeypatch.setattr(multiscale, "LARGE", 0)
+    monkeypatch.setattr(multiscale, "COARSE", 40)
+    monkeypatch.setattr(parts, "PART", 150)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_gap_is_reached_without_a_program_for_all(searched, monkeypatch, metric, d):
+    sizes, emd = [], simplex.emd
+    monkeypatch.setattr(simplex, "emd", lambda a, *rest: sizes.append(len(a)) or emd(a, *rest))
+    x, y, a, b = clouds(0, 700, 600, d)
+    found = solve_sample(x, y, a, b, metric=metric, tol=0.03)
+    assert len(sizes) > 5 and max(sizes) < 300
+    M = cdist(x, y, metric)
+    W = ot.emd2(a, b, M, numItermax=10**7)
+    assert found.converged and found.gap <= 0.03 * found.value
+    assert found.lower_bound <= W * (1 + 1e-12) <= found.value * (1 + 2e-12)
+    assert found.value == pytest.approx((found.plan * M).sum(), rel=1e-12)
+    np.testing.assert_allclose(found.plan.sum(1), a, rtol=1e-10)
+    np.testing.assert_allclose(found.plan.sum(0), b, rtol=1e-10)
+    assert found.sparse_plan.nnz < 3 * (len(a) + len(b))
+
+
+def test_a_gap_that_parts_do_not_reach_takes_a_program_for_all(searched):
+    x, y, a, b = clouds(1, 500, 400, 2)
+    found = solve_sample(x, y, a, b, tol=1e-6)
+    assert found.converged and found.gap <= 1e-6 * found.value
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 200), st.integers(2, 50))
+def test_parts_keep_the_marginals_and_cost_no_more(seed, n, m, part):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 2)), rng.normal(size=(m, 2)) + 1
+    mass = rng.random((n, m)) * (rng.random((n, m)) < 0.3)
+    rows, columns = np.nonzero(mass)
+    mass, costs = mass[rows, columns], cdist(x, y)[rows, columns]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART", part)
+        found = parts.solve_parts((rows, columns), mass, costs, Tree(x)) if len(mass) else mass
+    for ends, size in ((rows, n), (columns, m)):
+        sums = [np.bincount(ends, each, size) for each in (mass, found)]
+        np.testing.assert_allclose(*sums, rtol=1e-9, atol=1e-13)
+    assert found @ costs <= mass @ costs * (1 + 1e-12)
+    assert (found >= 0).all()
+
+
+def test_sweeps_balance_a_plan():
+    rng = np.random.default_rng(0)
+    a, b = rng.dirichlet(np.full(300, 5.0)), rng.dirichlet(np.full(200, 5.0))
+    plan = parts.balanced(csr_array(rng.random((300, 200)).astype(np.float32)), a, b, 1e-5)
+    np.testing.assert_allclose(plan.sum(1), a, rtol=1e-5)
+    assert abs(plan.sum(0) - b).sum() < 2e-5
