@@ -45,7 +45,8 @@ STEEP = 30  # likewise, by which potentials may exceed a cost; no product leaves
 SWEEPS = 100  # of a stage, at most
 CHECK = 10  # sweeps between looks at their error
 EXACT = 1e-4  # error of the marginals with which the sweeps end
-UNBALANCED = 1e-3  # error with which a level is solved exactly
+UNBALANCED = 0.05  # of the cost is what that mass may cost; with more a level is solved by itself
+LEVEL = 1e-6  # gap of a level that is solved, but the last
 ASTRAY = 1e-2  # error with which a stage is repeated, as the kernel lacks arcs
 REPEATS = 4  # of a stage, at most
 RELAXATION = 1.8
@@ -158,6 +159,7 @@ def anneal_clouds(
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
     first, f, noise = _coarsest(*scale[0], metric, eps)
     g, eps, sweeps = first.g.numpy(), first.last, first.sweeps
+    far = float(SearchedRows(torch.from_numpy(x), torch.from_numpy(y), Metric(metric)).span()[1])
     plan = also = None
     for k, level in enumerate(scale):
         if k:
@@ -178,7 +180,8 @@ def anneal_clouds(
             plan=stage.plan,
         )
         also = None
-        if stage.error > UNBALANCED and k + 1 < len(scale):
+        value = abs(float(level[0].weights @ f + level[1].weights @ g))
+        if k + 1 < len(scale) and stage.error * far > UNBALANCED * value:
             rows, columns, f, g = _exact(level, found, metric)
             ones = np.ones(len(rows), np.float32)
             plan = coo_array((ones, (rows, columns)), shape=plan.shape).tocsr()
@@ -192,7 +195,7 @@ def _exact(
     """The arcs that carry mass, and potentials."""
     cost = SearchedRows(*(torch.from_numpy(z.centres) for z in level), Metric(metric))
     weights = (torch.from_numpy(z.weights) for z in level)
-    arcs, f, g, _ = generate(cost, annealed, *weights, tol=0.0)
+    arcs, f, g, _ = generate(cost, annealed, *weights, LEVEL)
     used = arcs.flow > 0
     return arcs.rows[used], arcs.columns[used], f.numpy(), g.numpy()
 
