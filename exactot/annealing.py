@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from exactot.costs import MatrixRows, Rows, row_slices
@@ -48,8 +47,7 @@ class Annealed:
     noise: float  # costs that differ by less were found equal; 0 where few are equal
     last: float  # temperature
     f: Tensor | None = None  # (n,), likewise, where it was found too
-    also: tuple[np.ndarray, np.ndarray] | None = None  # arcs that may carry mass over far
-    plan: csr_array | None = None  # (n, m), of mass 1, where it is sparse
+    also: tuple[np.ndarray, ...] | None = None  # arcs that may carry mass over far, and a group
 
 
 def anneal(cost: Rows, a: Tensor, b: Tensor, eps: float) -> Annealed:

@@ -30,7 +30,16 @@ from exactot.columns import generate
 from exactot.costs import CloudRows, Metric
 from exactot.parts import solve_by_parts
 from exactot.progress import log
-from exactot.search import Arcs, Tree, arcs_below, by_rows, cost, nearest, within
+from exactot.search import (
+    Arcs,
+    Tree,
+    arcs_below,
+    by_rows,
+    cost,
+    nearest,
+    usual_cost,
+    within,
+)
 from exactot.simplex import SparseArcs
 from ipot import extrapolated
 
@@ -39,20 +48,23 @@ DIMENSIONS = 2, 3  # where it pays
 COARSE = 700  # cells of each cloud at first, at most
 FINEST = 48  # halvings of the first cell's side
 SPLIT = 2  # points of a cell in the mean, below which the next level is that of the points
+LAST = 3  # likewise, once the other cloud's level is that of its points
 GROWTH = 8  # of the sample that a c-transform is taken over
 CUT = 10  # temperatures
 STEEP = 30  # likewise, by which potentials may exceed a cost; no product leaves float32's range
 SWEEPS = 100  # of a stage, at most
 CHECK = 10  # sweeps between looks at their error
 EXACT = 1e-4  # error of the marginals with which the sweeps end
-UNBALANCED = 0.05  # of the cost is what that mass may cost; with more a level is solved by itself
-LEVEL = 1e-6  # gap of a level that is solved, but the last
+SOLVED = 0.25  # of the points, at most, are the cells of a level that is solved exactly
+UNBALANCED = 0.01  # of the cost is what mass astray may cost; with more a level is solved too
+LEVEL = 1e-5  # gap of a level that is solved, but the last
 ASTRAY = 1e-2  # error with which a stage is repeated, as the kernel lacks arcs
 REPEATS = 4  # of a stage, at most
 RELAXATION = 1.8
 CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
+WARMER = 2  # times as warm as the annealing's end is a plan that sweeps balance faster
 WITHIN = 0.3  # temperatures: a gap below this is not tried by parts
 
 
@@ -106,11 +118,11 @@ def levels(
             return found
         parents, side = numbers, side / 2
         numbers = [cells(z, corner, side) for z in points]
+        share = [(1 + number.max()) / len(number) for number in numbers]
+        most = 1 / LAST if max(share) > 1 / SPLIT else 1 / SPLIT
         numbers = [
-            number
-            if SPLIT * number.max() < len(number) and side > smallest
-            else np.arange(len(number))
-            for number in numbers
+            number if part < most and side > smallest else np.arange(len(number))
+            for number, part in zip(numbers, share)
         ]
 
 
@@ -159,7 +171,7 @@ def anneal_clouds(
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
     first, f, noise = _coarsest(*scale[0], metric, eps)
     g, eps, sweeps = first.g.numpy(), first.last, first.sweeps
-    far = float(SearchedRows(torch.from_numpy(x), torch.from_numpy(y), Metric(metric)).span()[1])
+    astray = usual_cost(metric, x, y)
     plan = also = None
     for k, level in enumerate(scale):
         if k:
@@ -177,16 +189,27 @@ def anneal_clouds(
             last=eps,
             noise=10 * eps if noise else 0.0,
             also=also,
-            plan=stage.plan,
         )
         also = None
         value = abs(float(level[0].weights @ f + level[1].weights @ g))
-        if k + 1 < len(scale) and stage.error * far > UNBALANCED * value:
-            rows, columns, f, g = _exact(level, found, metric)
+        few = any(len(z) <= SOLVED * len(points) for z, points in ((f, x), (g, y)))
+        if k + 1 < len(scale) and (few or stage.error * astray > UNBALANCED * value):
+            rows, columns, *solved = _exact(level, found, metric)
+            f, g = corrected((f, g), solved, CUT * eps)
             ones = np.ones(len(rows), np.float32)
             plan = coo_array((ones, (rows, columns)), shape=plan.shape).tocsr()
             also = children(scale[k + 1], rows, columns)
     return found
+
+
+def corrected(
+    soft: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray], most: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Soft potentials, changed to exact ones but for `most`. What differs by less is explained by
+    the temperature, and soft potentials are the better start there: exact ones are not unique."""
+    shift = np.median(exact[0] - soft[0])
+    changes = exact[0] - soft[0] - shift, exact[1] - soft[1] + shift
+    return tuple(z + np.sign(c) * np.maximum(abs(c) - most, 0.0) for z, c in zip(soft, changes))
 
 
 def _exact(
@@ -292,16 +315,23 @@ def carried(
 
 def children(
     fine: tuple[Cells, Cells], rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of finer cells in these pairs of cells before: rows and columns."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of finer cells in these pairs of cells before: rows, columns, and which pair."""
     order = [np.argsort(z.parent, kind="stable") for z in fine]
     counts = [np.bincount(z.parent) for z in fine]
     starts = [count.cumsum() - count for count in counts]
     of_rows, of_columns = counts[0][rows], counts[1][columns]
     sizes = of_rows * of_columns
-    arc = np.repeat(np.arange(len(rows)), sizes)
-    i, j = np.divmod(within(sizes), of_columns[arc])
-    return order[0][starts[0][rows[arc]] + i], order[1][starts[1][columns[arc]] + j]
+    pair = np.repeat(np.arange(len(rows)), sizes)
+    i, j = np.divmod(within(sizes), of_columns[pair])
+    return order[0][starts[0][rows[pair]] + i], order[1][starts[1][columns[pair]] + j], pair
+
+
+def best_of_each(group: np.ndarray, ends: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """The numbers of the arcs of least slack among those of one group with one end."""
+    order = np.lexsort((slack, ends, group))
+    first = np.diff(group[order], prepend=-1) != 0
+    return order[first | (np.diff(ends[order], prepend=-1) != 0)]
 
 
 def _kernel(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float) -> csr_array:
@@ -322,6 +352,17 @@ def _kernel(x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: 
             found.append((*ends[:: 1 - 2 * axis], least))
     i, j, entries = (np.concatenate(part) for part in zip(*found))
     return coo_array((entries, (i, j)), shape=(len(f), len(g))).tocsr()
+
+
+def soft_plan(
+    x: Cells, y: Cells, f: np.ndarray, g: np.ndarray, metric: str, eps: float
+) -> csr_array:
+    """The entropic plan of these potentials at the temperature eps, where it is not negligible;
+    its marginals are those of the clouds but for some factors."""
+    K = _kernel(x, y, f, g, metric, eps)
+    roots = [np.exp(z.logs).astype(np.float32) for z in (x, y)]
+    K.data *= np.repeat(roots[0], np.diff(K.indptr)) * roots[1][K.indices]
+    return K
 
 
 def cloud_rows(X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0) -> CloudRows:
@@ -394,18 +435,25 @@ class SearchedRows(CloudRows):
         return anneal_clouds(*self.points, a.numpy(), b.numpy(), self.metric.name, eps)
 
     def near(self, annealed: Annealed, path: tuple[np.ndarray, np.ndarray]) -> tuple[Arcs, Tensor]:
-        """The arcs of least reduced cost of each row and of each column, and these on the path; and
-        the c-transform of g."""
+        """The arcs of least reduced cost of each row and of each column, those inside of pairs of
+        cells that carried mass, and these on the path; and the c-transform of g."""
         f, g = annealed.f.numpy(), annealed.g.numpy()
         options = self.metric.name, ARCS, annealed.last, None, annealed.noise
         i, j, C = nearest(*self.trees, f, g, *options)
         f = (C - g[j]).reshape(len(f), -1).min(1)  # as many arcs of each row
         columns, rows, costs = nearest(*self.trees[::-1], g, f, *options)
-        parts = [(i, j, C), (rows, columns, costs)]
-        for k, l in (path, annealed.also) if annealed.also else (path,):
-            apart = self.points[0][k] - self.points[1][l]
-            parts.append((k, l, cost(self.metric.name, apart.T)))
+        parts = [(i, j, C), (rows, columns, costs), self._with_costs(*path)]
+        if annealed.also:
+            k, l, pair = annealed.also
+            k, l, C = self._with_costs(k, l)
+            slack = C - f[k] - g[l]
+            best = np.union1d(best_of_each(pair, k, slack), best_of_each(pair, l, slack))
+            parts.append((k[best], l[best], C[best]))
         return tuple(np.concatenate(x) for x in zip(*parts)), torch.from_numpy(f)
+
+    def _with_costs(self, rows: np.ndarray, columns: np.ndarray) -> Arcs:
+        apart = self.points[0][rows] - self.points[1][columns]
+        return rows, columns, cost(self.metric.name, apart.T)
 
     def solve_within(
         self, annealed: Annealed, a: Tensor, b: Tensor, tol: float
@@ -420,7 +468,10 @@ class SearchedRows(CloudRows):
         bound = sum(float((w * z).sum()) for w, z in zip(weights, (f, g)))
         if tol * bound < WITHIN * annealed.last:
             return None
-        options = self.metric.name, annealed.plan, (f, g), weights, tol
+        clouds = (Cells(z, w / w.sum(), None) for z, w in zip(self.points, weights))
+        near = annealed.f.numpy(), annealed.g.numpy()
+        plan = soft_plan(*clouds, *near, self.metric.name, WARMER * annealed.last)
+        options = self.metric.name, plan, (f, g), weights, tol
         arcs = solve_by_parts(self.points, self.trees, *options)
         return None if arcs is None else (arcs, torch.from_numpy(f), torch.from_numpy(g))
 

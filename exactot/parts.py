@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 
 from exactot.line import north_west
 from exactot.progress import log
-from exactot.search import Tree, cost
+from exactot.search import Tree, cost, usual_cost
 from exactot.simplex import SparseArcs, network_simplex, reduced_costs
 
 PART = 2000  # points, at most
@@ -38,7 +38,6 @@ CHECK = 50  # sweeps between looks at their error
 STALLED = 10  # looks, in which it has to fall by a tenth
 LEAST = 1e-7  # error of marginals, in float32
 BALANCED = 0.25  # of the gap that is asked for is what mass astray may cost
-SAMPLE = 1000  # pairs of points
 
 
 def balanced(plan: csr_array, a: np.ndarray, b: np.ndarray, error: float) -> csr_array:
@@ -122,8 +121,7 @@ def solve_by_parts(
     some passes over all parts do not find one. The plan is near to an optimal one."""
     (x, y), (f, g), (a, b) = points, potentials, weights
     bound = float((a * f).sum() + (b * g).sum())
-    some = np.random.default_rng(0).integers([[len(x)], [len(y)]], size=(2, SAMPLE))
-    astray = float(cost(metric, (x[some[0]] - y[some[1]]).T).mean())  # of a unit of mass
+    astray = usual_cost(metric, x, y)  # of a unit of mass
     plan = balanced(plan, a, b, max(BALANCED * tol * abs(bound) / astray, LEAST))
     rows, columns, mass = _feasible(plan, a, b, trees[1])
     arcs = SparseArcs.union(len(b), (rows, columns, cost(metric, (x[rows] - y[columns]).T)))

@@ -45,6 +45,12 @@ SLOPES = {"sqeuclidean": lambda D: 2 * D, "euclidean": _unit, "cityblock": np.si
 """The gradient of the cost at x - y (d, ...), one of them where it has a corner."""
 
 
+def usual_cost(metric: str, x: np.ndarray, y: np.ndarray) -> float:
+    """The mean of the costs of a thousand pairs of points of clouds (n, d) and (m, d)."""
+    i, j = np.random.default_rng(0).integers([[len(x)], [len(y)]], size=(2, 1000))
+    return float(cost(metric, (x[i] - y[j]).T).mean())
+
+
 class Tree:
     """Points (n, d) in a balanced binary tree.
 
