@@ -284,6 +284,10 @@ def main() -> None:
     rows = runs(config, folder)
     print(machine())
     show(rows)
+    for key in dict.fromkeys((row["solver"], row["clouds"], row["d"]) for row in rows):
+        chosen = [row for row in rows if (row["solver"], row["clouds"], row["d"]) == key]
+        if not math.isnan(power := exponent(chosen)):
+            print("{}, {}, d = {}: ".format(*key) + f"seconds grow as n^{power:.2f}")
     write_csv(rows, folder / "scale.csv")
     draw(rows, folder / "scale.png")
     print(f"Written to {folder / 'scale.png'}")

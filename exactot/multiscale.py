@@ -64,7 +64,6 @@ RELAXATION = 1.8
 CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
-WARMER = 2  # times as warm as the annealing's end is a plan that sweeps balance faster
 WITHIN = 0.3  # temperatures: a gap below this is not tried by parts
 
 
@@ -470,7 +469,7 @@ class SearchedRows(CloudRows):
             return None
         clouds = (Cells(z, w / w.sum(), None) for z, w in zip(self.points, weights))
         near = annealed.f.numpy(), annealed.g.numpy()
-        plan = soft_plan(*clouds, *near, self.metric.name, WARMER * annealed.last)
+        plan = soft_plan(*clouds, *near, self.metric.name, annealed.last)
         options = self.metric.name, plan, (f, g), weights, tol
         arcs = solve_by_parts(self.points, self.trees, *options)
         return None if arcs is None else (arcs, torch.from_numpy(f), torch.from_numpy(g))
