@@ -32,7 +32,7 @@ import exactot
 from benchmarks.cells import kept
 from benchmarks.memory import measured
 from benchmarks.table import machine, show, write_csv
-from exactot import columns, multiscale
+from exactot import cells, columns, multiscale
 from generative.plots import save_figure
 
 COLORS = {"multiscale": "#0b3c5d", "dense": "#8cc4e8", "ot.emd": "#111111"}
@@ -267,7 +267,7 @@ def disagreement(seed: int) -> float:
     found = []
     for large in (0, math.inf):
         multiscale.LARGE, multiscale.DIMENSIONS = large, range(2, 7)
-        multiscale.COARSE, columns.SMALL = 40, 0
+        cells.COARSE, columns.SMALL = 40, 0
         found.append(exactot.solve_sample(x, y, a / a.sum(), b / b.sum(), metric=metric))
     carried = float((found[0].plan * cdist(x, y, metric)).sum())
     return abs(float(found[0].value - found[1].value)) / (carried or 1.0)

@@ -4,12 +4,14 @@
 c-transform that prices all arcs. Here each of them reads only pairs that `search` finds to be close
 under the potentials at hand.
 
-The annealing (see `annealing`) runs on cells of a grid, whose side is halved whenever a cell sees
-few others: the temperature at which a point sees a constant number of others falls with the
-distance between points. A potential of cells is carried to the finer ones by a soft c-transform of
-the other. The kernel is stored where an entry of the plan is above exp(-CUT) sqrt(a_i b_j). It is
-sparse, and so many sweeps cost no more than the search for it: these decide how good the potentials
-are.
+The annealing (see `annealing`) runs on cells of a grid (see `cells`), whose side is halved whenever
+a cell sees few others: the temperature at which a point sees a constant number of others falls with
+the distance between points. A potential of cells is carried to the finer ones by a soft c-transform
+of the other. The kernel is stored where an entry of the plan is above exp(-CUT) sqrt(a_i b_j). It
+is sparse, and so many sweeps cost no more than the search for it: these decide how good the
+potentials are. Sweeps are slow to balance mass that has to go far. Coarse levels, which are cheap,
+are therefore solved exactly too, and what this changes by more than the temperature explains is
+kept.
 
 Schmitzer, "A Sparse Multiscale Algorithm for Dense Optimal Transport", 2016, and "Stabilized Sparse
 Scaling Algorithms for Entropy Regularized Transport Problems", 2019, go from coarse to fine for
@@ -26,6 +28,7 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from exactot.annealing import NEIGHBOURS, STAGES, Annealed, anneal, is_tied
+from exactot.cells import Cells, children, levels
 from exactot.columns import generate
 from exactot.costs import CloudRows, Metric
 from exactot.parts import solve_by_parts
@@ -45,11 +48,8 @@ from ipot import extrapolated
 
 LARGE = 2**22  # pairs from which on it pays
 DIMENSIONS = 2, 3  # where it pays
-COARSE = 700  # cells of each cloud at first, at most
-FINEST = 48  # halvings of the first cell's side
-SPLIT = 2  # points of a cell in the mean, below which the next level is that of the points
-LAST = 3  # likewise, once the other cloud's level is that of its points
-GROWTH = 8  # of the sample that a c-transform is taken over
+SAMPLE = 700  # points that a c-transform is taken over at first
+GROWTH = 8  # of this sample
 CUT = 10  # temperatures
 STEEP = 30  # likewise, by which potentials may exceed a cost; no product leaves float32's range
 SWEEPS = 100  # of a stage, at most
@@ -65,78 +65,6 @@ CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
 WITHIN = 0.3  # temperatures: a gap below this is not tried by parts
-
-
-@dataclass(eq=False)
-class Cells:
-    """A cloud at one level: centres (n, d), weights (n,) of mass 1, and the cell of the level
-    before that each was in, but at the first."""
-
-    centres: np.ndarray
-    weights: np.ndarray
-    parent: np.ndarray | None
-
-    @cached_property
-    def tree(self) -> Tree:
-        return Tree(self.centres)
-
-    @cached_property
-    def logs(self) -> np.ndarray:
-        """log sqrt(a_i)."""
-        return np.log(self.weights) / 2
-
-
-def cells(points: np.ndarray, corner: np.ndarray, side: float) -> np.ndarray:
-    """The number of the cell (n,) of a grid that each point is in; empty cells do not count."""
-    number = np.zeros(len(points), np.int64)
-    for axis, start in enumerate(corner):
-        values, place = np.unique((points[:, axis] - start) // side, return_inverse=True)
-        number = number * len(values) + place
-    return np.unique(number, return_inverse=True)[1]
-
-
-def levels(
-    points: tuple[np.ndarray, np.ndarray], weights: tuple[np.ndarray, np.ndarray]
-) -> list[tuple[Cells, Cells]]:
-    """Two clouds from coarse cells to their points, both with cells of the same sides."""
-    ends = [[op(z, axis=0) for z in points] for op in (np.min, np.max)]
-    corner = np.minimum(*ends[0])
-    side = 2.0 ** math.frexp((np.maximum(*ends[1]) - corner).max())[1]
-    smallest = side / 2.0**FINEST
-    numbers = [np.zeros(len(z), np.int64) for z in points]
-    while True:
-        finer = [cells(z, corner, side / 2) for z in points]
-        if max(number.max() for number in finer) >= COARSE or side < smallest:
-            break
-        numbers, side = finer, side / 2
-    found, parents = [], [None, None]
-    while True:
-        pair = [_cells(*each) for each in zip(points, weights, numbers, parents)]
-        found.append(tuple(pair))
-        if all(len(cell.weights) == len(z) for cell, z in zip(pair, points)):
-            return found
-        parents, side = numbers, side / 2
-        numbers = [cells(z, corner, side) for z in points]
-        share = [(1 + number.max()) / len(number) for number in numbers]
-        most = 1 / LAST if max(share) > 1 / SPLIT else 1 / SPLIT
-        numbers = [
-            number if part < most and side > smallest else np.arange(len(number))
-            for number, part in zip(numbers, share)
-        ]
-
-
-def _cells(
-    points: np.ndarray, weights: np.ndarray, number: np.ndarray, parents: np.ndarray | None
-) -> Cells:
-    """The cells with these numbers of the points; `parents` numbers those of the level before."""
-    mass, parent = np.bincount(number, weights), None
-    if parents is not None:
-        parent = np.empty(len(mass), np.int64)
-        parent[number] = parents
-    if len(mass) == len(number):
-        return Cells(points, weights, parent)
-    centres = np.stack([np.bincount(number, weights * x) for x in points.T], 1) / mass[:, None]
-    return Cells(centres, mass, parent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +92,7 @@ def anneal_clouds(
     """Potentials for clouds (n, d) and (m, d) with positive weights of equal mass, from the
     temperature eps down.
 
-    Sweeps are slow to balance mass that has to go far, between clusters that are not as heavy as
-    those near them. Where they leave much of it astray the level is solved exactly.
+    Coarse levels, and those on which sweeps leave much mass astray, are also solved exactly.
     """
     scale = levels((x, y), (a / a.sum(), b / b.sum()))
     first, f, noise = _coarsest(*scale[0], metric, eps)
@@ -312,20 +239,6 @@ def carried(
     return f
 
 
-def children(
-    fine: tuple[Cells, Cells], rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of finer cells in these pairs of cells before: rows, columns, and which pair."""
-    order = [np.argsort(z.parent, kind="stable") for z in fine]
-    counts = [np.bincount(z.parent) for z in fine]
-    starts = [count.cumsum() - count for count in counts]
-    of_rows, of_columns = counts[0][rows], counts[1][columns]
-    sizes = of_rows * of_columns
-    pair = np.repeat(np.arange(len(rows)), sizes)
-    i, j = np.divmod(within(sizes), of_columns[pair])
-    return order[0][starts[0][rows[pair]] + i], order[1][starts[1][columns[pair]] + j], pair
-
-
 def best_of_each(group: np.ndarray, ends: np.ndarray, slack: np.ndarray) -> np.ndarray:
     """The numbers of the arcs of least slack among those of one group with one end."""
     order = np.lexsort((slack, ends, group))
@@ -374,7 +287,7 @@ def c_transform(x: np.ndarray, y: np.ndarray, g: np.ndarray, metric: str) -> np.
     """min_j C_ij - g_j, shape (n,), for clouds (n, d) and (m, d): over ever larger samples of j, as
     the minima over a sample leave few pairs of the next one to look at."""
     order, source = np.random.default_rng(0).permutation(len(g)), Tree(x)
-    size = min(COARSE, len(g))
+    size = min(SAMPLE, len(g))
     some = CloudRows(*(torch.from_numpy(z) for z in (x, y[order[:size]])), Metric(metric))
     f = some.row_minima(torch.from_numpy(g[order[:size]])).numpy()
     while size < len(g):

@@ -68,7 +68,8 @@ class ExactTransport(Transport):
     plan : array, shape (..., n, m)
         Formed when it is first read.
     sparse_plan : scipy.sparse.coo_array or torch sparse COO tensor, shape (n, m)
-        The same plan, of fewer than n + m entries; for a batch a list of them, in C order.
+        The same plan, of fewer than n + m entries (some twice as many where large clouds are
+        solved within a gap); for a batch a list of them, in C order.
     """
 
     plan: Array = field(init=False, repr=False)

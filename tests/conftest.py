@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import ot

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from exactot import columns, multiscale, search, solve_sample
+from exactot import cells, columns, multiscale, search, solve_sample
+from exactot.cells import cell_numbers, levels
 from exactot.costs import CloudRows, Metric
-from exactot.multiscale import SearchedRows, anneal_clouds, cells, levels
+from exactot.multiscale import SearchedRows, anneal_clouds
 
 METRICS = ("sqeuclidean", "euclidean", "cityblock")
 SHAPES = ("gauss", "same", "grid", "copies", "outlier", "clusters", "flat", "curve")
@@ -27,7 +28,7 @@ def searching():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiscale, "LARGE", 0)
         patch.setattr(multiscale, "DIMENSIONS", range(2, 7))
-        patch.setattr(multiscale, "COARSE", 20)
+        patch.setattr(cells, "COARSE", 20)
         patch.setattr(search, "LEAF", 8)
         patch.setattr(columns, "SMALL", 0)
         yield
@@ -158,7 +159,7 @@ def test_cells_are_nested():
     points = rng.normal(size=(500, 2)) * [1, 1e5]
     corner = points.min(0)
     for k in range(20):
-        coarse, fine = (cells(points, corner, 2.0 ** (e - k)) for e in (17, 16))
+        coarse, fine = (cell_numbers(points, corner, 2.0 ** (e - k)) for e in (17, 16))
         assert fine.max() >= coarse.max()
         assert len(np.unique(fine * 10**6 + coarse)) == fine.max() + 1  # each in one coarse cell
         spread = [np.ptp(points[coarse == c], axis=0).max() for c in range(coarse.max() + 1)]
@@ -166,7 +167,7 @@ def test_cells_are_nested():
 
 
 def test_levels_keep_mass_and_means_and_end_with_the_points(monkeypatch):
-    monkeypatch.setattr(multiscale, "COARSE", 20)
+    monkeypatch.setattr(cells, "COARSE", 20)
     x, y, a, b = clouds(0, 400, 300, 3)
     found = levels((x, y), (a, b))
     assert len(found) > 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
 
-from exactot import multiscale, parts, simplex, solve_sample
+from exactot import cells, multiscale, parts, simplex, solve_sample
 from exactot.search import Tree
 
 
@@ -17,7 +17,7 @@ from exactot.search import Tree
 def searched(monkeypatch):
     """Small clouds take the way of large ones, in several parts."""
     monkeypatch.setattr(multiscale, "LARGE", 0)
-    monkeypatch.setattr(multiscale, "COARSE", 40)
+    monkeypatch.setattr(cells, "COARSE", 40)
     monkeypatch.setattr(parts, "PART", 150)
 
 
