@@ -372,7 +372,7 @@ class SearchedRows(CloudRows):
     ) -> tuple[SparseArcs, Tensor, Tensor] | None:
         """Arcs with a flow whose relative gap is at most tol, and potentials that prove it; None if
         the annealed ones are too far off, or the mass of points is too unequal."""
-        f, g, options = annealed.f.numpy(), annealed.g.numpy(), (1, STEEP * annealed.last)
+        f, g, options = annealed.f.numpy(), annealed.g.numpy(), (1, CUT * annealed.last)
         for axis in (0, 1):  # the c-transform of g, and then that of f
             _, j, C = nearest(*self.trees[:: 1 - 2 * axis], f, g, self.metric.name, *options)
             f, g = g, C - g[j]

@@ -72,8 +72,7 @@ def _feasible(
     for ends, weights in ((rows, a), (columns, b)):
         sums = np.bincount(ends, mass, len(weights))
         mass *= np.minimum(1.0, weights / np.maximum(sums, 1e-300))[ends]
-    place = np.empty(len(b), np.int64)
-    place[target.order] = np.arange(len(b))
+    place = np.argsort(target.order)
     image = np.bincount(rows, mass * place[columns]) / np.bincount(rows, mass)
     order = np.argsort(image), target.order
     left = (
@@ -91,9 +90,7 @@ def solve_parts(
     """Masses on the same arcs that cost the least among those with the same marginals in each part
     of the tree, whose points are the first ends."""
     order, level = tree.order, max(0, math.ceil(math.log2(len(tree.order) / PART)))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    rows, columns = place[ends[0]], ends[1]
+    rows, columns = np.argsort(order)[ends[0]], ends[1]
     starts = np.arange(2**level + 1) * len(order) >> level
     sort = np.lexsort((columns, rows))
     limits, found = np.searchsorted(rows[sort], starts), mass.copy()
