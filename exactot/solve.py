@@ -138,7 +138,8 @@ def solve_sample(
     blocks of rows of a few megabytes wherever it is read. The memory is O((n + m) d), and that of 8
     to 60 arcs a row. Points on a line (d = 1, a named metric) are sorted instead. Large clouds on
     the plane and in space (a named metric, on the CPU) are solved from coarse to fine, and only
-    pairs of points that may matter are read (see `exactot.multiscale`).
+    pairs of points that may matter are read (see `exactot.multiscale`). With a `tol` that allows it
+    they are then solved part by part (see `exactot.parts`), which takes less time.
 
     Parameters
     ----------
