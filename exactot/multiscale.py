@@ -57,7 +57,7 @@ CHECK = 10  # sweeps between looks at their error
 EXACT = 1e-4  # error of the marginals with which the sweeps end
 SOLVED = 0.25  # of the points, at most, are the cells of a level that is solved exactly
 UNBALANCED = 0.01  # of the cost is what mass astray may cost; with more a level is solved too
-LEVEL = 1e-5  # gap of a level that is solved, but the last
+LEVEL = 0.01  # temperatures: gap of a level that is solved, but the last
 ASTRAY = 1e-2  # error with which a stage is repeated, as the kernel lacks arcs
 REPEATS = 4  # of a stage, at most
 RELAXATION = 1.8
@@ -120,7 +120,8 @@ def anneal_clouds(
         value = abs(float(level[0].weights @ f + level[1].weights @ g))
         few = any(len(z) <= SOLVED * len(points) for z, points in ((f, x), (g, y)))
         if k + 1 < len(scale) and (few or stage.error * astray > UNBALANCED * value):
-            rows, columns, *solved = _exact(level, found, metric)
+            tol = LEVEL * eps / max(value, eps)
+            rows, columns, *solved = _exact(level, found, metric, tol)
             f, g = corrected((f, g), solved, CUT * eps)
             ones = np.ones(len(rows), np.float32)
             plan = coo_array((ones, (rows, columns)), shape=plan.shape).tocsr()
@@ -139,12 +140,12 @@ def corrected(
 
 
 def _exact(
-    level: tuple[Cells, Cells], annealed: Annealed, metric: str
+    level: tuple[Cells, Cells], annealed: Annealed, metric: str, tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The arcs that carry mass, and potentials."""
     cost = SearchedRows(*(torch.from_numpy(z.centres) for z in level), Metric(metric))
     weights = (torch.from_numpy(z.weights) for z in level)
-    arcs, f, g, _ = generate(cost, annealed, *weights, LEVEL)
+    arcs, f, g, _ = generate(cost, annealed, *weights, tol)
     used = arcs.flow > 0
     return arcs.rows[used], arcs.columns[used], f.numpy(), g.numpy()
 
