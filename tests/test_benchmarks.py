@@ -110,7 +110,7 @@ def test_objectives_on_images(tmp_path, monkeypatch):
     np.savez(tmp_path / "digits.npz", images=(found.images * 15).astype(np.uint8), y=found.target)
     images.write_crops(tmp_path / "crops.npy")
     assert np.load(tmp_path / "crops.npy").shape == (1000, 28, 28)
-    arguments = 0, 3.0, 1, str(tmp_path)
+    arguments = 0, 10.0, 1, str(tmp_path)
     cells = [
         images.run_cell(name, space, *arguments)
         for name, space in (("ot-cfm", "latent"), ("mixture", "latent"), ("wgan", "pixels"))
