@@ -179,8 +179,14 @@ def generate(
             close = CLOSE * _dot(arcs.flow, abs(arcs.costs)) + rounding_noise(usual, f, g)
             if gap <= close or left == 0:
                 return arcs, f_best, g_best, usual
-            limit, left = WIDER * gap, left - 1
+            limit, left = WIDER * gap + _digits_of_used(arcs), left - 1
         arcs = longer
+
+
+def _digits_of_used(arcs: SparseArcs) -> float:
+    """What rounding may leave of the reduced cost of an arc that carries mass. Below this no cost is
+    cut: a huge one that a little mass pays would forbid the cut."""
+    return 32 * EPS * float(abs(arcs.costs[arcs.flow > 0]).max())
 
 
 def _tolerance(arcs: SparseArcs, f: Tensor, g: Tensor, usual: float) -> Tensor:
@@ -214,7 +220,8 @@ def _all_arcs(cost: Rows, a: Tensor, b: Tensor) -> tuple[SparseArcs, Tensor, Ten
         gap = _dot(arcs.flow, reduced_costs(arcs, f, g))
         if gap <= CLOSE * size + noise or left == 0 or not usual:
             break
-        found = network_simplex(mass_a, mass_b, C - f[:, None] - g, limit=WIDER * gap)
+        limit = WIDER * gap + _digits_of_used(arcs)
+        found = network_simplex(mass_a, mass_b, C - f[:, None] - g, limit=limit)
         if not found:
             break
         plan, g = found[0], g + found[2]

@@ -32,7 +32,7 @@ def wasserstein_distances(
     """W1 and W2 between two sets of points, exact, in the points' units.
 
     On the line of all points; otherwise of the first `points` of each set, by default 5,000 on the
-    plane and 1,000 in more dimensions. 50,000 on the plane take less than a minute.
+    plane and 1,000 in more dimensions.
 
     Parameters
     ----------

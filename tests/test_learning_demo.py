@@ -78,6 +78,7 @@ def test_generator_is_the_published_network():
 @pytest.mark.parametrize("data_type", ["uniform", "gaussian", "mixture", "ring", "moons"])
 def test_a_run_leaves_everything_in_its_folder(tmp_path, monkeypatch, capsys, data_type):
     monkeypatch.setattr(metrics_module, "PLANE", 300)
+    monkeypatch.setattr(metrics_module, "POINTS", 300)
     metrics = train(small(tmp_path, data_type=data_type))
     folder = tmp_path / data_type
     assert str(folder) in capsys.readouterr().out.splitlines()[0]
@@ -115,6 +116,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path, monkeypatch, capsys, da
 @pytest.mark.parametrize("d", [1, 2, 64])
 def test_a_run_on_the_users_data(tmp_path, monkeypatch, d):
     monkeypatch.setattr(metrics_module, "PLANE", 200)
+    monkeypatch.setattr(metrics_module, "POINTS", 200)
     rows = load_digits().data[:, :d] if d == 64 else np.random.default_rng(0).normal(size=(500, d))
     np.save(tmp_path / "mine.npy", rows)
     config = small(tmp_path, data_path=str(tmp_path / "mine.npy"))
@@ -476,6 +478,7 @@ def process():
 )
 def test_the_callers_process_neither_matters_nor_changes(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(metrics_module, "PLANE", 200)
+    monkeypatch.setattr(metrics_module, "POINTS", 200)
     monkeypatch.chdir(tmp_path)
     user_data("mine.npy", d=2)
     config = small(tmp_path, epochs=2, **changes)
