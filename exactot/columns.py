@@ -184,8 +184,10 @@ def generate(
 
 
 def _digits_of_used(arcs: SparseArcs) -> float:
-    """What rounding may leave of the reduced cost of an arc that carries mass. Below this no cost is
-    cut: a huge one that a little mass pays would forbid the cut."""
+    """What rounding may leave of the reduced cost of an arc that carries mass.
+
+    No cost below this is cut: a huge one that a little mass pays would forbid the cut.
+    """
     return 32 * EPS * float(abs(arcs.costs[arcs.flow > 0]).max())
 
 

@@ -389,11 +389,10 @@ class SearchedRows(CloudRows):
         return None if arcs is None else (arcs, torch.from_numpy(f), torch.from_numpy(g))
 
     def price(self, f: Tensor, g: Tensor, tolerance: Tensor, noise: float) -> tuple[Tensor, Arcs]:
-        """The c-transform of g, but for rows where it is above the given f; and the worst arcs of
-        each row that f violates by more than the tolerance; others in each row of those that differ
-        by less than the noise."""
+        """The c-transform of g, and the worst arcs of each row that the given f violates by more
+        than the tolerance; others in each row of those that differ by less than the noise."""
         f, g, tolerance = f.numpy(), g.numpy(), tolerance.numpy()
-        best, found, rng = f.copy(), [], np.random.default_rng(0)
+        best, found, rng = np.full_like(f, np.nan), [], np.random.default_rng(0)
         for i, j, C in arcs_below(*self.trees, f + tolerance, g, self.metric.name):
             slack = C - g[j]
             order, starts, sizes = by_rows(i, slack)
@@ -404,5 +403,10 @@ class SearchedRows(CloudRows):
             order, _, sizes = by_rows(i, slack + noise * rng.random(len(slack)))
             worst = order[within(sizes) < VIOLATORS]
             found.append((i[worst], j[worst], C[worst]))
+        high = np.flatnonzero(np.isnan(best))
+        if len(high):
+            width = 4 * float(tolerance[high].max())
+            i, j, C = nearest(*self.trees, f, g, self.metric.name, 1, width, high)
+            best[i] = C - g[j]
         nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         return torch.from_numpy(best), tuple(np.concatenate(x) for x in zip(nothing, *found))
