@@ -43,7 +43,7 @@ def north_west(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     high = np.diff(high[order], prepend=0, append=high_a[-1])
     low = np.diff(low[order], prepend=0, append=low_a[-1])
     mass = np.ldexp(high.astype(float), -COARSE) + np.ldexp(low.astype(float), -COARSE - FINE)
-    return rows, columns, mass
+    return rows, columns, np.maximum(mass, 0.0)  # rounding of b may have left -1e-29
 
 
 def _limbs(weights: np.ndarray) -> list[np.ndarray]:

@@ -46,8 +46,7 @@ from exactot.search import (
 from exactot.simplex import SparseArcs
 from ipot import extrapolated
 
-LARGE = 2**22  # pairs from which on it pays
-DIMENSIONS = 2, 3  # where it pays
+LARGE = {2: 2**22, 3: 2**22, 4: 2**30}  # pairs from which on it pays, in these dimensions
 SAMPLE = 700  # points that a c-transform is taken over at first
 GROWTH = 8  # of this sample
 CUT = 10  # temperatures
@@ -64,7 +63,7 @@ RELAXATION = 1.8
 CLIP = 1e9  # by which a sweep scales at most
 ARCS = 8  # of each row and of each column
 VIOLATORS = 8  # arcs that a row may add in a round
-WITHIN = 0.3  # temperatures: a gap below this is not tried by parts
+WITHIN = 0.15  # temperatures: a gap below this is not tried by parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +279,9 @@ def soft_plan(
 
 def cloud_rows(X: Tensor, Y: Tensor, metric: Metric, scale: float = 1.0) -> CloudRows:
     """The cost between clouds (n, d) and (m, d), in the form that is read the fastest."""
-    searched = len(X) * len(Y) >= LARGE and X.shape[1] in DIMENSIONS and X.device.type == "cpu"
-    return (SearchedRows if searched and metric.name else CloudRows)(X, Y, metric, scale)
+    pays = len(X) * len(Y) >= LARGE.get(X.shape[1], math.inf)
+    searched = pays and metric.name and X.device.type == "cpu"
+    return (SearchedRows if searched else CloudRows)(X, Y, metric, scale)
 
 
 def c_transform(x: np.ndarray, y: np.ndarray, g: np.ndarray, metric: str) -> np.ndarray:

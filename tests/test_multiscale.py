@@ -26,8 +26,7 @@ SHAPES = ("gauss", "same", "grid", "copies", "outlier", "clusters", "flat", "cur
 def searching():
     """Small clouds of up to six dimensions take the way of large ones, with several levels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiscale, "LARGE", 0)
-        patch.setattr(multiscale, "DIMENSIONS", range(2, 7))
+        patch.setattr(multiscale, "LARGE", dict.fromkeys(range(2, 7), 0))
         patch.setattr(cells, "COARSE", 20)
         patch.setattr(search, "LEAF", 8)
         patch.setattr(columns, "SMALL", 0)
@@ -113,7 +112,7 @@ def test_large_clouds_are_searched_by_themselves():
 
 
 def test_what_is_not_for_it_goes_the_dense_way(monkeypatch):
-    monkeypatch.setattr(multiscale, "LARGE", 0)
+    monkeypatch.setattr(multiscale, "LARGE", {2: 0, 3: 0})
     x, y, *_ = (torch.from_numpy(z) for z in clouds(0, 30, 20, 7))
     for points, metric in (((x, y), "sqeuclidean"), ((x[:, :2], y[:, :2]), torch.cdist)):
         assert type(multiscale.cloud_rows(*points, Metric(metric))) is CloudRows
