@@ -31,7 +31,13 @@ from exactot.line import north_west
 from exactot.pairs import AllPairs
 from exactot.plans import Flow
 from exactot.progress import log
-from exactot.simplex import SparseArcs, network_simplex, reduced_costs, rounding_noise
+from exactot.simplex import (
+    SparseArcs,
+    centred,
+    network_simplex,
+    reduced_costs,
+    rounding_noise,
+)
 from ipot import EPS, power_of_two
 
 # benchmarks/solvers.py chose these: n = 128 to 8192, d = 1, 2, 16, uniform and random weights.
@@ -148,6 +154,7 @@ def generate(
     mass_a, mass_b, g = a.cpu().numpy(), b.cpu().numpy(), annealed.g
     n, m = len(a), len(b)
     found, f = source.near(annealed, north_west(mass_a, mass_b)[:2])
+    f, g = (_tensor(x, a.device) for x in centred(f.cpu().numpy(), g.cpu().numpy(), mass_a))
     arcs = SparseArcs.union(m, found)
     best, f_best, g_best, limit, left = a @ f + b @ g, f, g, math.inf, REFINEMENTS
     for number in itertools.count(1):
@@ -160,9 +167,9 @@ def generate(
         if found is None:  # a feasible flow all the same, with an honest gap
             arcs.flow = arcs.spread(m, *north_west(mass_a, mass_b))
             return arcs, f_best, g_best, None
-        flow, f_step, g_step, usual = found
+        flow, *steps, usual = found
         arcs.flow = flow.ravel()
-        f, g = f + _tensor(f_step, f.device), g + _tensor(g_step, g.device)
+        f, g = (x + _tensor(y, a.device) for x, y in zip((f, g), centred(*steps, mass_a)))
         f, more = source.price(f, g, _tolerance(arcs, f, g, usual), annealed.noise)
         bound = a @ f + b @ g
         if bound >= best:

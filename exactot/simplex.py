@@ -63,6 +63,17 @@ def _median(potential: Array) -> float:
     return float(some[len(some) // 2])
 
 
+def centred(f: np.ndarray, g: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The potentials, moved against each other so that the median of f under the weights a is zero.
+
+    A huge cost that little mass pays may be in all potentials, and would cost them digits.
+    """
+    order = np.argsort(f)
+    sums = a[order].cumsum()
+    middle = f[order[np.searchsorted(sums, sums[-1] / 2)]]
+    return f - middle, g + middle
+
+
 def network_simplex(
     a: np.ndarray,
     b: np.ndarray,
@@ -113,9 +124,6 @@ def emd(
     start = [np.zeros(len(a)), np.zeros(len(b))] if warm else []
     solved = _interruptible(emd_wrap.emd_c_sparse, a, b, *ends, costs, ITERATIONS, *start)
     rows, columns, mass, _, u, v, code = solved
-    if warm:  # its tree hangs on an arc of a huge cost, which is in all potentials
-        shift = np.median(u)
-        u, v = u - shift, v + shift
     return code == OPTIMAL, arcs.spread(len(b), rows, columns, mass) / unit, u, v
 
 
