@@ -44,7 +44,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transport", "ipot_WD", "ipot_barycenter", "round_to_marginals", "solve"]
+__all__ = [
+    "Transport",
+    "cost_matrix_cosine",
+    "ipot",
+    "ipot_WD",
+    "ipot_barycenter",
+    "optimal_transport_dist",
+    "round_to_marginals",
+    "solve",
+]
 TOOLKIT = (
     "Array BarycenterIteration EPS FEW_HUGE Problem Result STEP as_tensors brief certified "
     "check_count check_unmasked cost_range cost_unit dual_value exp_ extrapolated log64 "
@@ -56,6 +65,7 @@ Array = np.ndarray | Tensor
 EPS = float(np.finfo(np.float64).eps)
 PROCESS = os.getpid()  # that imported this file
 FORKED = getattr(multiprocessing.current_process(), "_start_method", None) == "fork"
+MOST = 10_000  # steps of a distance with a given gap
 STEP = 0.05  # beta in units of the cost's range; benchmarks/solvers.py, d = 1 to 16
 FEW_HUGE = 1000  # times a usual reduced cost: what exceeds that does not set the scale
 # Growing steps; benchmarks/steps.py chose these.
@@ -371,6 +381,76 @@ def round_to_marginals(plan: Array, a: Array, b: Array) -> Array:
     plan = plan * (problem.unit / problem.mass)[..., None, None].to(plan.dtype)
     plan = _round(plan, problem.a, problem.b)
     return problem.give_back(plan * problem.mass[..., None, None].to(plan.dtype))
+
+
+# -------------------------------------------------- The names that vision-language code calls
+
+
+def cost_matrix_cosine(x: Tensor, y: Tensor, eps: float = 1e-5) -> Tensor:
+    """One minus the cosines between vectors (B, M, D) and (B, N, D): shape (B, M, N)."""
+    x, y = (torch.nn.functional.normalize(z, dim=-1, eps=eps) for z in (x, y))
+    return 1 - x @ y.transpose(1, 2)
+
+
+@undisturbed
+@torch.no_grad()
+def ipot(C, x_len, x_pad, y_len, y_pad, joint_pad, beta, iteration, k) -> Tensor:
+    """Plans (B, N, M), columns first, of the paper's iteration for costs C (B, M, N): `iteration`
+    steps of size beta with k sweeps each. Interface: Chen et al., "UNITER", ECCV 2020.
+
+    Masks x_pad (B, M), y_pad (B, N) and joint_pad (B, M, N) are not 0 at padding; x_len and y_len
+    (B,) count the rest, over which a mass of 1 is spread. Half precision is computed in single.
+    """
+    pad = joint_pad.bool()
+    cost = (C if C.dtype == torch.float64 else C.float()).masked_fill(pad, math.inf)
+    cost = cost - cost.amin((1, 2), keepdim=True).nan_to_num(posinf=0.0)  # changes no plan
+    kernel, plan = torch.exp(-cost / beta), (~pad).to(cost.dtype)
+    none = [pad.all(axis)[:, None].to(cost.dtype) for axis in (2, 1)]
+    a, b = ((1 - z) / n.clamp_min(1)[:, None, None] for z, n in zip(none, (x_len, y_len)))
+    # The plan is diag(u) `plan` diag(v). Scalings go into it before they leave float32's range.
+    period = max(1, int(30 * beta / max(1e-30, float(cost.masked_fill(pad, 0).max()))))
+    u, ratio = torch.ones_like(a), (a > 0).to(a.dtype)
+    for t in range(1, iteration + 1):
+        plan *= kernel
+        last, u = u, u * ratio
+        for _ in range(k):
+            v = b / (u @ plan + none[1])
+            u = a / (v @ plan.transpose(1, 2) + none[0])
+        ratio = u / (last + none[0])
+        if t % period == 0 or t == iteration:
+            plan *= u.transpose(1, 2) * v
+            u = torch.ones_like(u)
+    return plan.transpose(1, 2).to(C.dtype)
+
+
+@undisturbed
+def optimal_transport_dist(
+    txt_emb, img_emb, txt_pad, img_pad, beta=0.5, iteration=50, k=1, tol=None
+) -> Tensor:
+    """Transport costs (B,) by cosines between embeddings (B, M, D) and (B, N, D), differentiable
+    with the plans held fixed; 0 where one side is all padding. Masks are as in :func:`ipot`.
+
+    With `tol` each exceeds the true distance by at most that share of it; ValueError if it cannot.
+    """
+    pads, kind = (txt_pad.bool(), img_pad.bool()), txt_emb.dtype
+    shapes = [tuple(z.shape[:2]) for z in (txt_emb, img_emb, *pads)]
+    if shapes[:2] != shapes[2:]:
+        raise ValueError(f"masks must be (B, M) and (B, N) = {shapes[:2]}; got {shapes[2:]}")
+    least = torch.float32 if tol is None else torch.float64
+    vectors = (z.to(torch.promote_types(z.dtype, least)) for z in (txt_emb, img_emb))
+    joint, counts = pads[0][:, :, None] | pads[1][:, None], [(~pad).sum(1) for pad in pads]
+    cost = cost_matrix_cosine(*vectors).masked_fill(joint, 0)
+    if tol is None:
+        plan = ipot(
+            cost.detach(), counts[0], pads[0], counts[1], pads[1], joint, beta, iteration, k
+        )
+        return (cost * plan.transpose(1, 2)).sum((1, 2)).to(kind)
+    empty = joint.all(2).all(1)
+    a, b = ((~pad | empty[:, None]).to(cost.dtype) for pad in pads)
+    found = solve(cost, a / a.sum(1, True), b / b.sum(1, True), beta=beta, max_iter=MOST, tol=tol)
+    if not found.converged.all():
+        raise ValueError(f"tol = {tol:g} is not reached in {MOST} steps; take a larger one")
+    return torch.where(empty, 0.0, found.value).to(kind)
 
 
 # --------------------------------------------------------- The proximal iteration, in exponent form
