@@ -4,6 +4,7 @@
     solve_sample             two point clouds, without their cost matrix
     barycenter               histograms on any bins or on a grid
     free_support_barycenter  point clouds, by points that move
+    couplings                pairs for flow matching
 
 The package stands on `ipot`, the proximal-point method of the paper in one file: the answers are
 those of `ipot.solve`, and so are the conventions. NumPy in, NumPy out; torch in, torch out, on the
@@ -13,6 +14,7 @@ A forked process may call the solvers after its parent did. torch's own operatio
 for threads that only the parent has, as in a backward pass: call `torch.set_num_threads(1)` first.
 """
 
+from exactot import couplings
 from exactot.barycenters import Barycenter, barycenter
 from exactot.free_support import PointBarycenter, free_support_barycenter
 from exactot.plans import ExactTransport
@@ -25,6 +27,7 @@ __all__ = [
     "PointBarycenter",
     "Transport",
     "barycenter",
+    "couplings",
     "free_support_barycenter",
     "solve",
     "solve_sample",
