@@ -5,6 +5,7 @@
     barycenter               histograms on any bins or on a grid
     free_support_barycenter  point clouds, by points that move
     couplings                pairs for flow matching
+    certify, certify_sample  how far from optimal somebody else's plan or potentials are
 
 The package stands on `ipot`, the proximal-point method of the paper in one file: the answers are
 those of `ipot.solve`, and so are the conventions. NumPy in, NumPy out; torch in, torch out, on the
@@ -16,6 +17,7 @@ for threads that only the parent has, as in a backward pass: call `torch.set_num
 
 from exactot import couplings
 from exactot.barycenters import Barycenter, barycenter
+from exactot.certify import Certificate, certify, certify_sample
 from exactot.free_support import PointBarycenter, free_support_barycenter
 from exactot.plans import ExactTransport
 from exactot.solve import solve, solve_sample
@@ -23,10 +25,13 @@ from ipot import Transport
 
 __all__ = [
     "Barycenter",
+    "Certificate",
     "ExactTransport",
     "PointBarycenter",
     "Transport",
     "barycenter",
+    "certify",
+    "certify_sample",
     "couplings",
     "free_support_barycenter",
     "solve",

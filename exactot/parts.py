@@ -104,8 +104,8 @@ def _rows_of(plan: csr_array) -> np.ndarray:
 
 
 def images(plan: csr_array, places: np.ndarray) -> np.ndarray:
-    """The mean place of each row's mass."""
-    return (plan @ places) / plan.sum(1)
+    """The mean place of each row's mass; 0 where there is none."""
+    return (plan @ places) / np.maximum(plan.sum(1), 1e-300)
 
 
 def parts_of(tree: Tree) -> np.ndarray:

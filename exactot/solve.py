@@ -217,7 +217,7 @@ def _solve_flows(
         f, g, *bounds = _proof(part, flow, a, b, problem.dtype)
         if part is not cost:
             extended = cost.extended(rows, columns, f.double(), g.double())
-            others = (_lowered(cost, x, problem.dtype) for x in extended)
+            others = (lowered(cost, x, problem.dtype) for x in extended)
             f, g = (x.index_copy(0, at, y) for x, at, y in zip(others, (rows, columns), (f, g)))
             rows, columns = rows.cpu().numpy()[flow.rows], columns.cpu().numpy()[flow.columns]
             flow = replace(flow, rows=rows, columns=columns)
@@ -234,7 +234,7 @@ def _proof(
 ) -> tuple[Tensor, Tensor, float, float, float]:
     """Feasible potentials of a flow in dtype, its bounds, and the gap that rounding explains."""
     f, g = _centred(flow.f, flow.g, a, b)
-    f, g = _lowered(cost, f, dtype), _lowered(cost, g, dtype)
+    f, g = lowered(cost, f, dtype), lowered(cost, g, dtype)
     bound, dual_size = (float(x) for x in dual_value(f, g, a, b))
     if cost.error:  # the arcs in use are few enough to compute their costs by differences
         along = cost.along(*flow.indices()).cpu().numpy()
@@ -265,7 +265,7 @@ def _centred(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     return moved if after < before / 4 else (f, g)
 
 
-def _lowered(cost: Rows, x: Tensor, dtype: torch.dtype) -> Tensor:
+def lowered(cost: Rows, x: Tensor, dtype: torch.dtype) -> Tensor:
     """A float64 potential in dtype, smaller by what rounding may have added to costs and to it."""
     if cost.error or cost.rounding:
         x = x - cost.error / 2 - cost.rounding * x.abs()
