@@ -58,7 +58,8 @@ TOOLKIT = (
     "Array BarycenterIteration EPS FEW_HUGE Problem Result STEP as_tensors brief certified "
     "check_count check_unmasked cost_range cost_unit dual_value exp_ extrapolated log64 "
     "mass_tolerance near_power next_below power_of_two read_batch read_mass read_number "
-    "read_problem read_shares read_weights round_up sample_places tensor undisturbed"
+    "read_problem read_shares read_weights round_to_marginals round_up sample_places tensor "
+    "undisturbed"
 ).split()
 
 Array = np.ndarray | Tensor
