@@ -153,5 +153,5 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="masks"):
         ipot.optimal_transport_dist(x, y, y_pad, x_pad)
     with pytest.raises(ValueError, match="larger"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ipot, "MOST", 3)
+        patch.setattr(ipot, "STEPS", (2, 3))
         ipot.optimal_transport_dist(x, y, x_pad, y_pad, tol=1e-9)
