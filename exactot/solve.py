@@ -10,6 +10,7 @@ caller's dtype.
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -206,8 +207,8 @@ def _solve_flows(
     spread = problem.high - problem.low
     first = STEP * torch.where(spread > 0, spread, 1.0)  # temperature
     everyone = bool((problem.a > 0).all() & (problem.b > 0).all())
-    flows, parts = [], []
-    for k, cost in zip(np.ndindex(batch), costs):
+
+    def solved(k: tuple[int, ...], cost: Rows) -> tuple[Flow, tuple]:
         # Points without mass have no say: only their own potentials depend on them.
         part, a, b = cost, problem.a[k], problem.b[k]
         if not everyone:
@@ -221,12 +222,32 @@ def _solve_flows(
             f, g = (x.index_copy(0, at, y) for x, at, y in zip(others, (rows, columns), (f, g)))
             rows, columns = rows.cpu().numpy()[flow.rows], columns.cpu().numpy()[flow.columns]
             flow = replace(flow, rows=rows, columns=columns)
-        flows.append(flow)
-        parts.append((f, g, *bounds))
+        return flow, (f, g, *bounds)
+
+    flows, parts = zip(*_in_threads(solved, list(np.ndindex(batch)), costs))
     f, g, *bounds = zip(*parts)
     f, g = (torch.stack(x).reshape(*batch, -1) for x in (f, g))
     bounds = (torch.tensor(x, dtype=torch.float64, device=device).reshape(batch) for x in bounds)
-    return flows, (f, g, *bounds)
+    return list(flows), (f, g, *bounds)
+
+
+def _in_threads(solved: Callable[..., tuple], places: list, costs: Iterable[Rows]) -> list[tuple]:
+    """What `solved` returns for each place and cost: problems of a batch are solved side by side,
+    as many as torch may use threads, each of them in one. The network simplex lets others run."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(places) == 1:
+        return [solved(*each) for each in zip(places, costs)]
+
+    def alone(*each) -> tuple:
+        with torch.no_grad(), np.errstate(all="ignore"):  # threads begin with their own of these
+            return solved(*each)
+
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(alone, places, costs))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _proof(

@@ -350,3 +350,22 @@ def test_cuda_agrees(tol):
     there = solve_sample(*(z.cuda() for z in inputs), tol=tol)
     assert there.value.device.type == "cuda"
     assert float(there.value) == pytest.approx(float(here.value), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [30, 230])
+def test_a_batch_does_not_depend_on_the_number_of_threads(size):
+    rng, threads = np.random.default_rng(0), torch.get_num_threads()
+    M, answers = rng.random((5, size, size + 3)), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            answers.append(solve(M))
+            assert torch.get_num_threads() == number
+        with pytest.raises(ValueError, match="tol"):
+            solve(M, tol=-1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    one, several = answers
+    for name in ("plan", "value", "lower_bound"):
+        assert (getattr(one, name) == getattr(several, name)).all()
