@@ -243,25 +243,24 @@ def exponent(rows: list[dict]) -> float:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Seconds against n, one panel for each dimension, and memory."""
+    """Seconds against n, a panel for each dimension, and the memory where it is the plane's."""
     dimensions = sorted({row["d"] for row in rows})
-    figure, axes = plt.subplots(
-        1, len(dimensions) + 1, figsize=(4.2 * (len(dimensions) + 1), 4), layout="constrained"
-    )
-    for axis, d in zip(axes, dimensions):
-        for solver in dict.fromkeys(row["solver"] for row in rows):
+    solvers = dict.fromkeys(row["solver"] for row in rows)
+    plane = min(dimensions, key=lambda d: abs(d - 2))
+    panels = [(d, "seconds") for d in dimensions] + [(plane, "MB")]
+    size = 2.9 * len(panels) + 1.4, 3.2
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
+    for axis, (d, key) in zip(axes, panels):
+        for solver in solvers:
             chosen = [row for row in rows if (row["solver"], row["d"]) == (solver, d)]
             if chosen:
-                label = solver
-                if not math.isnan(power := exponent(chosen)):
-                    label += f", n^{power:.2f}"
-                _line(axis, chosen, "seconds", solver, label)
-        axis.set(title=f"Seconds, d = {d}", xlabel="points in each cloud")
-        axis.legend(frameon=False, fontsize=8)
-    for solver in dict.fromkeys(row["solver"] for row in rows):
-        chosen = [row for row in rows if (row["solver"], row["d"]) == (solver, dimensions[0])]
-        _line(axes[-1], chosen, "MB", solver, solver)
-    axes[-1].set(title=f"Memory in MB, d = {dimensions[0]}", xlabel="points in each cloud")
+                _line(axis, chosen, key, solver, solver)
+        power = exponent([row for row in rows if (row["solver"], row["d"]) == ("multiscale", d)])
+        title = f"d = {d}" if math.isnan(power) else f"d = {d}: multiscale n^{power:.2f}"
+        axis.set_title(title if key == "seconds" else f"memory, d = {d}", fontsize=11)
+        axis.set(xlabel="points in each cloud", ylabel=key)
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
     save_figure(figure, path)
 
 

@@ -10,7 +10,19 @@ from PIL import Image
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 
-from benchmarks import batches, images, memory, objectives, shrinkage, solvers, steps, unbalanced
+from benchmarks import (
+    batches,
+    certificates,
+    couplings,
+    images,
+    memory,
+    objectives,
+    shrinkage,
+    solvers,
+    steps,
+    unbalanced,
+    vision_language,
+)
 from generative import image_yardstick
 
 
@@ -20,6 +32,10 @@ from generative import image_yardstick
         (batches, "--batches 4 --sizes 16 --iterations 20", "mean cost / exact - 1"),
         (memory, "--sizes 500", "gap"),
         (solvers, "--sizes 100 400 --dimensions 2 --seeds 1", "gap"),
+        (couplings, "--sizes 20 300 --dimensions 2 784 --repeats 1", "exactot, ms"),
+        (couplings, "--straightness --sizes 20 300 --dimensions 2 --points 400", "straightness"),
+        (certificates, "--n 60 --dimensions 2", "certified gap"),
+        (vision_language, "--batches 3 --words 9 --regions 7 --width 8", "mean cost / exact - 1"),
     ],
 )
 def test_benchmarks_of_the_solver_run(benchmark, options, gap, tmp_path, monkeypatch, capsys):
