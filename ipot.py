@@ -53,6 +53,7 @@ __all__ = [
     "optimal_transport_dist",
     "round_to_marginals",
     "solve",
+    "trace",
 ]
 TOOLKIT = (
     "Array BarycenterIteration EPS FEW_HUGE Problem Result STEP as_tensors brief certified "
@@ -393,37 +394,33 @@ def cost_matrix_cosine(x: Tensor, y: Tensor, eps: float = 1e-5) -> Tensor:
     return 1 - x @ y.transpose(1, 2)
 
 
+def trace(x: Tensor) -> Tensor:
+    """The sums of the diagonals (B,) of matrices (B, n, n)."""
+    return x.diagonal(dim1=1, dim2=2).sum(1)
+
+
 @undisturbed
 @torch.no_grad()
 def ipot(C, x_len, x_pad, y_len, y_pad, joint_pad, beta, iteration, k) -> Tensor:
     """Plans (B, N, M), columns first, of the paper's iteration for costs C (B, M, N): `iteration`
     steps of size beta with k sweeps each. Interface: Chen et al., "UNITER", ECCV 2020.
 
-    Masks x_pad (B, M), y_pad (B, N) and joint_pad (B, M, N) are not 0 at padding; x_len and y_len
-    (B,) count the rest, over which a mass of 1 is spread. Half precision is computed in single.
+    Masks x_pad (B, M), y_pad (B, N) and joint_pad (B, M, N) are not 0 at padding. A mass of 1 is
+    spread evenly over the rest, which x_len and y_len (B,) count: joint_pad alone is read here.
+    Half precision is computed in single.
     """
-    pad = joint_pad.bool()
-    cost = (C if C.dtype == torch.float64 else C.float()).masked_fill(pad, math.inf)
-    cost = cost - cost.amin((1, 2), keepdim=True).nan_to_num(posinf=0.0)  # changes no plan
-    kernel, plan = torch.exp(-cost / beta), (~pad).to(cost.dtype)
-    none = [pad.all(axis)[:, None].to(cost.dtype) for axis in (2, 1)]
-    a, b = ((1 - z) / n.clamp_min(1)[:, None, None] for z, n in zip(none, (x_len, y_len)))
-    # The plan is diag(u) `plan` diag(v), and log `plan` is x - cost t / beta. Scalings go into it
-    # before they leave float32's range, and what it had lost comes back.
-    x, cost = 0.0, cost.double()
-    period = max(1, int(30 * beta / max(1e-30, float(cost.masked_fill(pad, 0).max()))))
-    u, ratio = torch.ones_like(a), (a > 0).to(a.dtype)
-    for t in range(1, iteration + 1):
-        plan *= kernel
-        last, u = u, u * ratio
-        for _ in range(k):
-            v = b / (u @ plan + none[1])
-            u = a / (v @ plan.transpose(1, 2) + none[0])
-        ratio = u / (last + none[0])
-        if t % period == 0 or t == iteration:
-            x = x + u.transpose(1, 2).double().log() + v.double().log()
-            plan, u = torch.exp((x - cost * (t / beta)).to(plan.dtype)), torch.ones_like(u)
-    return plan.transpose(1, 2).to(C.dtype)
+    pad = joint_pad.bool().transpose(1, 2)
+    cost = C.transpose(1, 2).to(torch.promote_types(C.dtype, torch.float32)).masked_fill(pad, 0)
+    if not cost.numel():
+        return cost.to(C.dtype)
+    none = pad.all(2), pad.all(1)
+    weights = ((~z | z.all(1, keepdim=True)).double() for z in none)  # a plan of padding is cut
+    b, a = (w / w.sum(1, keepdim=True) for w in weights)
+    cost, problem = read_problem(cost, b, a)
+    steps = _Iteration(_Cost(cost, problem, beta), problem, k)
+    for _ in steps.run(iteration):
+        pass
+    return steps.plan().masked_fill(pad, 0).to(C.dtype)
 
 
 @undisturbed
@@ -435,21 +432,19 @@ def optimal_transport_dist(
 
     With `tol` each exceeds the true distance by at most that share of it; ValueError if it cannot.
     """
-    pads, kind = (txt_pad.bool(), img_pad.bool()), txt_emb.dtype
-    shapes = [tuple(z.shape[:2]) for z in (txt_emb, img_emb, *pads)]
+    pads, vectors = (txt_pad.bool(), img_pad.bool()), (txt_emb, img_emb)
+    shapes = [tuple(z.shape[:2]) for z in (*vectors, *pads)]
     if shapes[:2] != shapes[2:]:
         raise ValueError(f"masks must be (B, M) and (B, N) = {shapes[:2]}; got {shapes[2:]}")
-    least = torch.float32 if tol is None else torch.float64
-    vectors = (z.to(torch.promote_types(z.dtype, least)) for z in (txt_emb, img_emb))
+    kind = torch.promote_types(txt_emb.dtype, torch.float32 if tol is None else torch.float64)
+    vectors = (z.to(kind).masked_fill(pad[..., None], 0) for z, pad in zip(vectors, pads))
     joint, counts = pads[0][:, :, None] | pads[1][:, None], [(~pad).sum(1) for pad in pads]
     cost = cost_matrix_cosine(*vectors).masked_fill(joint, 0)
     if tol is None:
-        plan = ipot(
-            cost.detach(), counts[0], pads[0], counts[1], pads[1], joint, beta, iteration, k
-        )
-        return (cost * plan.transpose(1, 2)).sum((1, 2)).to(kind)
-    a, b = ((~pad).to(cost.dtype) / (~pad).sum(1, keepdim=True) for pad in pads)
-    distance, left = cost.new_zeros(len(a)), ~joint.all(2).all(1)
+        masks = counts[0], pads[0], counts[1], pads[1], joint
+        return trace(cost @ ipot(cost.detach(), *masks, beta, iteration, k)).to(txt_emb.dtype)
+    a, b = ((~pad).to(kind) / (~pad).sum(1, keepdim=True) for pad in pads)
+    distance, left = 0 * cost.sum((1, 2)), ~joint.all(2).all(1)
     for steps in STEPS:  # most problems need few, and do not wait for the others
         if left.any():
             found = solve(cost[left], a[left], b[left], beta=beta, max_iter=steps, tol=tol)
@@ -458,7 +453,7 @@ def optimal_transport_dist(
             left = left.index_fill(0, places, False)
     if left.any():
         raise ValueError(f"tol = {tol:g} is not reached in {steps} steps; take a larger one")
-    return distance.to(kind)
+    return distance.to(txt_emb.dtype)
 
 
 # --------------------------------------------------------- The proximal iteration, in exponent form

@@ -1,5 +1,7 @@
 """The interface of UNITER's and ViLT's `ot.py`: equal plans, and what theirs does not survive."""
 
+import math
+
 import numpy as np
 import ot
 import pytest
@@ -57,7 +59,7 @@ def lengths(x, y, x_pad, y_pad):
     st.integers(1, 3),
 )
 def test_plans_are_those_of_the_paper_on_what_is_no_padding(seed, precision, steps, k):
-    """In single precision too; a beta of 0.03 would leave its range."""
+    """In single precision too; plans by a beta of 0.03 depend on digits that it does not have."""
     dtype, beta, atol = precision
     x, y, x_pad, y_pad = embeddings(seed, dtype=dtype)
     C, x_len, y_len, joint = lengths(x, y, x_pad, y_pad)
@@ -67,6 +69,14 @@ def test_plans_are_those_of_the_paper_on_what_is_no_padding(seed, precision, ste
         wanted = plan_of_the_paper(cost[:rows, :columns].double().numpy(), beta, steps, k)
         np.testing.assert_allclose(each.T[:rows, :columns], wanted, atol=atol * wanted.max())
         assert each.sum() == pytest.approx(each[:columns, :rows].sum())
+
+
+@pytest.mark.parametrize("beta", [0.02, 1e-3, 1e-6])
+def test_a_small_beta_leaves_no_range(beta):
+    x, y = torch.zeros(1, 3, 2), torch.zeros(1, 4, 2)
+    x[0, :, 0], y[0, :, 0] = torch.tensor([1.0, 1, -1]), 1.0
+    none = torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    assert float(ipot.optimal_transport_dist(x, y, *none, beta)) == pytest.approx(2 / 3, rel=1e-6)
 
 
 def test_costs_that_are_nearly_equal_stay_in_range():
@@ -115,6 +125,26 @@ def test_a_side_that_is_all_padding_costs_nothing(tol):
     for grad in (x.grad, y.grad):
         assert grad.isfinite().all() and not grad[[1, 3]].any() and grad[[0, 2, 4]].any()
     torch.testing.assert_close(found[[0, 2, 4]], others[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("tol", [None, 1e-3])
+def test_batches_of_padding_and_empty_ones(tol):
+    x, y, x_pad, y_pad = embeddings(2)
+    x.requires_grad_()
+    found = ipot.optimal_transport_dist(x, y, torch.ones_like(x_pad), y_pad, tol=tol)
+    found.sum().backward()
+    assert not found.any() and not x.grad.any()
+    assert ipot.optimal_transport_dist(x[:0], y[:0], x_pad[:0], y_pad[:0], tol=tol).shape == (0,)
+
+
+def test_what_stands_at_padding_does_not_matter():
+    x, y, x_pad, y_pad = embeddings(3)
+    wanted = ipot.optimal_transport_dist(x, y, x_pad, y_pad)
+    x[x_pad] = math.nan
+    x.requires_grad_()
+    found = ipot.optimal_transport_dist(x, y, x_pad, y_pad)
+    found.sum().backward()
+    assert (found == wanted).all() and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
