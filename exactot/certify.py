@@ -33,6 +33,7 @@ from ipot import (
     EPS,
     Array,
     as_tensors,
+    check_unmasked,
     dual_value,
     read_number,
     read_weights,
@@ -53,7 +54,8 @@ class Certificate(ExactTransport):
     Attributes
     ----------
     sparse_plan, value
-        The plan that was given, mended; the solver's own if none was given.
+        The plan that was given, mended, and its cost; the solver's own if none was given. Of a
+        dense plan there is `plan` alone, and `sparse_plan` is None.
     lower_bound, potentials
         Of the potentials that were given, made feasible; the solver's own if none were given.
     cost : float
@@ -125,7 +127,7 @@ def certify(
     (C, a, b), give_back = as_tensors(("a", "b"), M=M, a=a, b=b)
     if C is None or C.ndim != 2:
         raise ValueError(f"M must have shape (n, m); got {None if C is None else tuple(C.shape)}")
-    C = C.detach()
+    C, a, b = (z if z is None else z.detach() for z in (C, a, b))
     places = np.arange(C.shape[1])
     given = plan, potentials, read_number("tol", tol)
 
@@ -169,7 +171,7 @@ def certify_sample(
     if X.shape[1] != Y.shape[1]:
         shapes = f"{tuple(X.shape)} and {tuple(Y.shape)}"
         raise ValueError(f"X_a and X_b must have the same last dimension; got {shapes}")
-    X, Y = X.detach(), Y.detach()
+    X, Y, a, b = (z if z is None else z.detach() for z in (X, Y, a, b))
     rows = cloud_rows(X, Y, Metric(metric))
     widest = (Y.amax(0) - Y.amin(0)).argmax()
     places = Y[:, widest].argsort().argsort().cpu().numpy()
@@ -196,28 +198,37 @@ def _certificate(
         raise ValueError("give a plan, potentials (f, g), or both")
     n, m = rows.shape
     a, b, unit = read_weights(weights, (n, m), ("a", "b"), f"a cost ({n}, {m})", like)
-    a, b = a * unit, b * unit
+    unit = float(unit)  # of mass, in which all is computed here
     if plan is not None:
-        plan = _read_plan(plan, (n, m), a.cpu().numpy())
+        plan = _read_plan(plan, (n, m), a.cpu().numpy(), unit)
     if potentials is not None:
         potentials = _read_potentials(potentials, (n, m), rows.device)
     own = None if plan is not None and potentials is not None else ours()
     if potentials is None:
-        f, g, bound = *(z.double() for z in own.potentials), float(own.lower_bound)
+        f, g, bound = *(z.double() for z in own.potentials), float(own.lower_bound) / unit
     else:
         f, g, bound = _best(rows, *potentials, a, b)
+    mass, size = float(a.sum()), float(a @ f.abs() + b @ g.abs())
+    rounding = 4 * EPS * size + rows.rounding * size + rows.error * mass
     if plan is None:
         cost = error = math.nan
-        sparse, value, rounding = own.sparse_plan, float(own.value), 0.0
+        sparse, value = own.sparse_plan, float(own.value) / unit
     else:
         weights = a.cpu().numpy(), b.cpu().numpy()
         cost, _ = _cost(plan, rows)
         plan, error, left = _mended(plan, *weights, places)
         value, size = _cost(plan, rows)
-        rounding = (8 * EPS + rows.rounding) * size + rows.error * float(a.sum())
-        rounding += sum(float(x @ abs(z.cpu().numpy())) for x, z in zip(left, (f, g)))
-        value += rounding
-        sparse = _given_back(plan, rows.device, give_back) if isinstance(plan, csr_array) else None
+        margin = (8 * EPS + rows.rounding) * size + rows.error * mass
+        margin += sum(float(x @ abs(z.cpu().numpy())) for x, z in zip(left, (f, g)))
+        value += margin
+        rounding += margin
+        plan, cost, error = unit * plan, unit * cost, unit * error
+        sparse = None
+        if isinstance(plan, csr_array):
+            sparse = _given_back(plan, rows.device, give_back)
+    rounding += 1e-9 * abs(value)  # what an exact solver leaves, see `solve`
+    converged = value - bound <= tol * abs(value) + rounding
+    value, bound = unit * value, unit * bound
     dtype = like.dtype if like.dtype == torch.float32 else torch.float64
     ends = min(bound, value), value
     low, high = (torch.tensor(x, dtype=torch.float64, device=rows.device) for x in ends)
@@ -229,7 +240,7 @@ def _certificate(
         gap=give_back(high - low),
         potentials=tuple(give_back(-round_up(-z, dtype)) for z in (f, g)),
         n_iter=0 if own is None else own.n_iter,
-        converged=value - bound <= tol * abs(value) + 2 * rounding,
+        converged=converged,
         cost=cost,
         marginal_error=error,
     )
@@ -238,25 +249,30 @@ def _certificate(
     return found
 
 
-def _read_plan(plan: Plan, shape: tuple[int, int], a: np.ndarray) -> csr_array | np.ndarray:
-    """A plan in float64: sparse, or dense where it was given so."""
+def _read_plan(
+    plan: Plan, shape: tuple[int, int], a: np.ndarray, unit: float
+) -> csr_array | np.ndarray:
+    """A copy of the plan, float64, in this unit: sparse, or dense where it was given so."""
+    check_unmasked("plan", plan)
     if isinstance(plan, Tensor):
         plan = plan.detach().cpu()
-        if plan.layout == torch.sparse_coo:
-            plan = plan.coalesce()
-            plan = coo_array((plan.values().numpy(), tuple(plan.indices().numpy())), plan.shape)
-        else:
+        plan = plan.double() if plan.is_floating_point() else plan
+        if plan.layout == torch.strided:
             plan = plan.numpy()
+        else:
+            plan = plan.to_sparse_coo().coalesce()
+            plan = coo_array((plan.values().numpy(), tuple(plan.indices().numpy())), plan.shape)
     if scipy.sparse.issparse(plan):
-        plan = csr_array(plan, dtype=np.float64)
+        plan = csr_array(plan, dtype=np.float64, copy=True)
         plan.sum_duplicates()
+        plan.data /= unit
     elif np.ndim(plan) == 1 and np.issubdtype(np.asarray(plan).dtype, np.integer):
         columns = np.asarray(plan)
         if len(columns) != shape[0] or not ((columns >= 0) & (columns < shape[1])).all():
             raise ValueError(f"an assignment must be {shape[0]} columns from 0 to {shape[1] - 1}")
         plan = csr_array((a, (np.arange(shape[0]), columns)), shape=shape)
     else:
-        plan = np.asarray(plan, np.float64)
+        plan = np.asarray(plan, np.float64) / unit
     if plan.shape != shape:
         raise ValueError(f"plan must have shape {shape}; got {plan.shape}")
     entries = plan.data if isinstance(plan, csr_array) else plan
@@ -270,7 +286,8 @@ def _read_potentials(
 ) -> tuple[Tensor, Tensor]:
     if not isinstance(potentials, (tuple, list)) or len(potentials) != 2:
         raise TypeError("potentials must be a pair (f, g)")
-    found = [torch.as_tensor(z).detach().to(device, torch.float64) for z in potentials]
+    kinds = (z.detach() if isinstance(z, Tensor) else np.array(z, float) for z in potentials)
+    found = [torch.as_tensor(z).to(device, torch.float64) for z in kinds]
     if any(z.shape != (size,) for z, size in zip(found, shape)):
         shapes = ", ".join(str(tuple(z.shape)) for z in found)
         raise ValueError(f"potentials must have shapes ({shape[0]},), ({shape[1]},); got {shapes}")
@@ -280,11 +297,20 @@ def _read_potentials(
 
 
 def _best(rows: Rows, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The better of the feasible potentials that f and g lead to, and their value."""
-    first, second = rows.row_minima(g), rows.column_minima(f)
-    pairs = (first, rows.column_minima(first)), (rows.row_minima(second), second)
-    pairs = [tuple(lowered(rows, z, torch.float64) for z in pair) for pair in pairs]
-    return max(((*pair, float(dual_value(*pair, a, b)[0])) for pair in pairs), key=lambda x: x[2])
+    """The better of the feasible potentials that f and g lead to, and their value. Points without
+    mass have no say."""
+    i, j = a.nonzero().ravel(), b.nonzero().ravel()
+    part, a, b = rows.restricted(i, j), a[i], b[j]
+    first, second = part.row_minima(g[j]), part.column_minima(f[i])
+    pairs = (first, part.column_minima(first)), (part.row_minima(second), second)
+    pairs = [tuple(lowered(part, z, torch.float64) for z in pair) for pair in pairs]
+    value, best = max((float(dual_value(*pair, a, b)[0]), k) for k, pair in enumerate(pairs))
+    f, g = pairs[best]
+    if part is not rows:
+        others = rows.extended(i, j, f, g)
+        f, g = (lowered(rows, z, torch.float64).index_copy(0, at, own)
+                for z, at, own in zip(others, (i, j), (f, g)))  # fmt: skip
+    return f, g, value
 
 
 def _cost(plan: csr_array | np.ndarray, rows: Rows) -> tuple[float, float]:
@@ -321,7 +347,8 @@ def _errors(
 def _mended(
     plan: csr_array | np.ndarray, a: np.ndarray, b: np.ndarray, places: np.ndarray
 ) -> tuple[csr_array | np.ndarray, float, tuple[np.ndarray, np.ndarray]]:
-    """The plan with marginals a and b, the mass by which they were off, and what is left of it."""
+    """The plan with marginals a and b; the mass by which they were off; and by how much each row
+    and each column still is."""
     left = _errors(plan, a, b)
     error = float(sum(x.sum() for x in left))
     if error > ROUNDING * a.sum():

@@ -91,6 +91,37 @@ def test_conditions_cost_their_weight(seed, n, weight, as_vectors):
     assert M[found].sum() <= best(M) + 1e-5 * M.max()
 
 
+@pytest.mark.parametrize("n", [100, 300])
+def test_a_weight_may_forbid_other_labels(n):
+    """However large it is: among points of one label the plan is as good as without others."""
+    x0, x1 = points(11, n, n, 2)
+    y0, y1 = torch.arange(n) % 2 + 2**24, torch.arange(n) % 2 + 2**24  # float32 cannot tell these
+    i, j = pairs(x0, x1, y0, y1, condition_weight=1e8)
+    M = cost(x0, x1)
+    assert (y0[i] == y1[j]).all()
+    wanted = sum(best(M[np.ix_(*(np.flatnonzero(y == label) for y in (y0, y1)))])
+                 for label in y0.unique())  # fmt: skip
+    assert M[i, j].sum() <= wanted * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("n", [50, 300])
+@pytest.mark.parametrize(
+    ("unit", "offset", "dtype"),
+    [
+        (1e-30, 0.0, torch.float32),
+        (1e25, 0.0, torch.float32),
+        (1.0, 300.0, torch.float32),
+        (1e-200, 0.0, torch.float64),
+        (1e200, 0.0, torch.float64),
+    ],
+)
+def test_the_unit_and_the_origin_do_not_matter(n, unit, offset, dtype):
+    x0, x1 = points(12, n, n, 5, dtype=dtype)
+    moved = (z * unit + offset for z in (x0, x1))
+    M = cost(x0, x1)
+    assert M[pairs(*moved)].sum() <= best(M) * (1 + 1e-5)
+
+
 def test_numpy_gives_numpy():
     x0, x1 = (z.numpy() for z in points(2, 20, 20, 2))
     _, j = pairs(x0, x1)
@@ -123,6 +154,25 @@ def test_samples_are_pairs_of_the_plan():
     assert w0 is None and (x1[w1 - 100] == z1).all()
     i, j = sampler.sample_map(sampler.get_map(x0, x1), 50, replace=False)
     assert sorted(i) == sorted(j) == list(range(50))
+
+
+def test_a_batch_may_be_one_point():
+    x0, x1 = points(13, 1, 1, 3)
+    sampler = OTPlanSampler()
+    z0, z1, w0, w1 = sampler.sample_plan_with_labels(x0, x1, torch.tensor([3]), torch.tensor([4]))
+    assert (z0 == x0).all() and (z1 == x1).all() and (w0, w1) == (3, 4)
+    assert [len(z) for z in sampler.sample_map(np.ones((1, 1)), 1)] == [1, 1]
+    assert (sampler.sample_trajectory(torch.stack((x0, x1), 1))[0, 1] == x1[0].numpy()).all()
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_samples_follow_the_masses(replace):
+    plan, seen = np.array([[0.5, 0.25, 0.0], [0.0, 0.05, 0.2]]), np.zeros((2, 3))
+    sampler = OTPlanSampler(generator=torch.Generator().manual_seed(0))
+    for _ in range(4000):
+        i, j = sampler.sample_map(plan, 1, replace)
+        seen[i, j] += 1
+    np.testing.assert_allclose(seen / 4000, plan, atol=0.03)
 
 
 def test_labels_take_part_in_the_plan_by_their_weight():
@@ -169,6 +219,9 @@ def test_the_process_is_left_as_found():
     found = sampler.sample_plan(x0, x1)
     assert (torch.get_rng_state() == before[0]).all()
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    _, j = pairs(x0[:20], x1[:15], generator=torch.Generator().manual_seed(0))
+    assert (j == pairs(x0[:20], x1[:15], generator=torch.Generator().manual_seed(0))[1]).all()
+    assert (torch.get_rng_state() == before[0]).all()
     sampler.generator.manual_seed(0)
     assert all((z == w).all() for z, w in zip(found, sampler.sample_plan(x0, x1)))
 

@@ -92,6 +92,21 @@ def test_steps_of_newton_balance_parts():
     np.testing.assert_allclose(logs - logs[:1] - logs[:, :1] + logs[0, 0], 0, atol=1e-9)
 
 
+def test_parts_send_what_is_missing_through_points_that_they_share(monkeypatch):
+    """A plan between near points of two clouds, whose marginals are off over long distances."""
+    monkeypatch.setattr(parts, "PART", 50)
+    rng = np.random.default_rng(0)
+    x, y = rng.random((600, 2)), rng.random((500, 2))
+    near = np.exp(-cdist(x, y, "sqeuclidean") / 0.01) * (cdist(x, y) < 0.2)
+    a, b = near.sum(1) * (1 + 0.5 * x[:, 0]), near.sum(0)
+    a, b = a / a.sum(), b / b.sum()
+    rows, columns, mass = parts.first_flow(csr_array(near / near.sum()), a, b, (Tree(x), Tree(y)))
+    part = parts.parts_of(Tree(x))
+    shared = np.array([near[part == k].any(0) for k in range(part.max() + 1)])
+    assert mass[~shared[part[rows], columns]].sum() < 1e-9
+    np.testing.assert_allclose(np.bincount(rows, mass), a, rtol=1e-9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 10**6),
