@@ -10,8 +10,9 @@ torchcfm's sampler without its drawing, of SciPy's and lapx's assignment of `tor
 `exactot.couplings.pairs`. A peer is not run on a larger batch once it needed more than `limit`
 seconds.
 
-`--straightness` pairs a set of points in batches of growing size. It prints the mean squared length
-of the pairs over that of the exact plan of the whole set: 1 is as straight as paths can be.
+`--straightness` pairs a set of points in batches of growing size. It prints by which share the mean
+squared length of the pairs exceeds that of the exact plan of the whole set, whose paths are as
+straight as they can be.
 """
 
 from collections.abc import Callable
@@ -134,7 +135,7 @@ def straightness(config: Config) -> list[dict]:
                 starts = range(0, len(x0), n)
                 each = [k + pairs(x0[k : k + n], x1[k : k + n])[1] for k in starts]
                 found = torch.cat(each)
-            rows.append({"d": d, "batch": n, "straightness": length(x0, x1[found]) / whole})
+            rows.append({"d": d, "batch": n, "excess": length(x0, x1[found]) / whole - 1})
     return rows
 
 

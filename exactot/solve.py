@@ -9,6 +9,7 @@ The proof. The flow's cost bounds W from above. The flow's potentials bound it f
 caller's dtype.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,6 +42,8 @@ from ipot import (
     round_up,
     undisturbed,
 )
+
+SIDE_BY_SIDE = 100**2  # pairs of points from which on problems of a batch are
 
 
 @undisturbed
@@ -232,10 +235,14 @@ def _solve_flows(
 
 
 def _in_threads(solved: Callable[..., tuple], places: list, costs: Iterable[Rows]) -> list[tuple]:
-    """What `solved` returns for each place and cost: problems of a batch are solved side by side,
-    as many as torch may use threads, each of them in one. The network simplex lets others run."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(places) == 1:
+    """What `solved` returns for each place and cost.
+
+    Problems of a batch are solved side by side, as many as torch may use threads, each of them in
+    one. The network simplex lets others run meanwhile; in small problems it is not most of the
+    work, and threads that wait for each other take longer.
+    """
+    threads, costs = torch.get_num_threads(), list(costs)
+    if threads == 1 or len(places) == 1 or math.prod(costs[0].shape) < SIDE_BY_SIDE:
         return [solved(*each) for each in zip(places, costs)]
 
     def alone(*each) -> tuple:

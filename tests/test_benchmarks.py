@@ -33,7 +33,7 @@ from generative import image_yardstick
         (memory, "--sizes 500", "gap"),
         (solvers, "--sizes 100 400 --dimensions 2 --seeds 1", "gap"),
         (couplings, "--sizes 20 300 --dimensions 2 784 --repeats 1", "exactot, ms"),
-        (couplings, "--straightness --sizes 20 300 --dimensions 2 --points 400", "straightness"),
+        (couplings, "--straightness --sizes 20 300 --dimensions 2 --points 400", "excess"),
         (certificates, "--n 60 --dimensions 2", "certified gap"),
         (vision_language, "--batches 3 --words 9 --regions 7 --width 8", "mean cost / exact - 1"),
     ],
