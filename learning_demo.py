@@ -5,6 +5,7 @@
     python learning_demo.py --objective wgan-gp --data-type mixture
     python learning_demo.py --data-path points.npy
     python learning_demo.py --resume outputs/mixture
+    torchrun --nproc-per-node 2 learning_demo.py --batchsize 1024
 
 Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
 the generator turns noise into points x, IPOT finds the cheapest plan P that moves them onto a
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from generative import plots
+from generative import plots, ranks
 from generative.batches import Batches, Noise, noise_of, stream
 from generative.display import Display, due_after, due_between, has_window
 from generative.features import Autoencoder, learnt_autoencoder
@@ -203,6 +204,7 @@ class Training:
         self.generator = new_generator(config, data.shape[1], shape).to(self.device)
         self.generator.initialise(data, rng)
         self.averaged = AveragedModel(self.generator, multi_avg_fn=moving(config.average))
+        ranks.normalised_by_all(self.generator)
         noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, shape)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
@@ -249,11 +251,19 @@ class Training:
         self.averaged.update_parameters(self.generator)
         self.spent = self.elapsed(started)
 
+    def due(self, before: float) -> str:
+        """What is due after an epoch, before which this part of the training was done: "figure", or
+        another true word for a row of the history alone."""
+        if self.config.seconds:
+            return due_between(before, self.done)
+        return due_after(self.epoch, self.done == 1, self.config.plot_interval)
+
     def elapsed(self, started: float) -> float:
-        """Seconds of training, with those since `started`."""
+        """Seconds of training, with those since `started`; the first rank's, where they matter."""
         if self.config.seconds and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return self.spent + time.perf_counter() - started
+        spent = self.spent + time.perf_counter() - started
+        return ranks.agreed(spent) if self.config.seconds else spent
 
     def sampler(self) -> Sampler:
         """The generator to draw from: averaged weights, and calibrated for them."""
@@ -263,15 +273,17 @@ class Training:
         return Decoded(generator, self.autoencoder) if self.autoencoder else generator
 
     def evaluate(self) -> None:
-        """Add a row to the history and a frame to the animation."""
-        means = {
-            name: float(torch.stack([step[name] for step in self.logged]).mean())
-            for name in (self.logged[0] if self.logged else ())
-        }
+        """Add a row to the history and a frame to the animation; the first rank alone measures."""
+        names = list(self.logged[0] if self.logged else ())
+        logged = [torch.stack([step[name] for step in self.logged]).mean() for name in names]
+        ranks.averaged_(logged)
+        means = dict(zip(names, map(float, logged)))
         self.logged.clear()
         for name, mean in means.items():
             if not abs(mean) < self.limit:
                 raise ValueError(f"{name} went to {mean:.3g}")
+        if ranks.rank():
+            return
         sample = partial(self.sampler().sample, seed=self.config.seed)
         x = sample(self.shown)
         if not bool(x.isfinite().all()):
@@ -348,25 +360,55 @@ def train(config: Config) -> dict:
         Ctrl-C does not wait for the end.
     """
     started = time.perf_counter()
-    config, target = settled(config)
-    folder = Path(config.resume or new_run_folder(config.output_dir, data_name(config)))
+    with ranks.joined(device_name(config.device).startswith("cuda")):
+        config, target = settled(config)
+        if config.batchsize % ranks.count():
+            several = f"a multiple of the {ranks.count()} processes"
+            raise ValueError(f"batchsize: got {config.batchsize}; accepts {several}")
+        return _train(config, target, started) if ranks.rank() == 0 else _help(config, target)
+
+
+def _train(config: Config, target: Target, started: float) -> dict:
+    """The training of the first rank, which alone writes, prints and draws."""
+    folder = ranks.restarted_folder(config.output_dir) or config.resume
+    folder = Path(folder or new_run_folder(config.output_dir, data_name(config)))
     with claimed(folder):
         saved = last_checkpoint(folder, torch.device(device_name(config.device)))
         if saved is None:
             print(f"Writing to {folder}{own_defaults(config)}")
         else:
             check_checkpoint(saved, config, target)
+        write_json(folder / "config.json", dataclasses.asdict(config))
+        ranks.remember_folder(folder)
+        ranks.agreed(folder)
         run = Training(config, target, saved)
         if saved is not None:
             run.restore(saved)
             print(f"Resuming {folder} after epoch {run.epoch}")
-        write_json(folder / "config.json", dataclasses.asdict(config))
         try:
             with ctrl_c_asks() as stop:
-                return _fit(run, folder, started - run.seconds, stop)
+                return ranks.agreed(_fit(run, folder, started - run.seconds, stop))
         except KeyboardInterrupt:
             words = sys.executable, os.path.abspath(__file__), "--resume", os.path.abspath(folder)
             raise KeyboardInterrupt(shlex.join(words)) from None
+
+
+def _help(config: Config, target: Target) -> dict:
+    """The training of another rank: its rows of each minibatch, and nothing else."""
+    folder = ranks.agreed(None)
+    saved = last_checkpoint(folder, torch.device(device_name(config.device)))
+    run = Training(config, target, saved)
+    if saved is not None:
+        run.restore(saved)
+    with ctrl_c_asks() as stop:
+        while run.done < 1:
+            before = run.done
+            run.run_epoch()
+            if run.due(before):
+                run.evaluate()
+            if ranks.any_of(stop.is_set()) and run.done < 1:
+                raise KeyboardInterrupt
+    return ranks.agreed(None)
 
 
 def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> dict:
@@ -388,10 +430,7 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
             try:
                 before = run.done
                 run.run_epoch()
-                due = due_after(run.epoch, run.done == 1, config.plot_interval)
-                if config.seconds:
-                    due = due_between(before, run.done)
-                if due:
+                if due := run.due(before):
                     run.evaluate()
             except ValueError as error:  # also the solver's: samples that are no longer finite
                 raise ValueError(
@@ -401,10 +440,11 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
             if due:
                 show(with_figure=due == "figure")
             display.advance(run.epoch, run.spent)
-            if due == "figure" or (stop.is_set() and run.is_finite()):
+            stopped = ranks.any_of(stop.is_set())
+            if due == "figure" or (stopped and run.is_finite()):
                 run.seconds = time.perf_counter() - started
                 save_checkpoint(folder / "checkpoint.pt", run.state())
-            if stop.is_set() and run.done < 1:
+            if stopped and run.done < 1:
                 raise KeyboardInterrupt
         return _finish(run, folder, started, display)
 
@@ -440,10 +480,13 @@ def main() -> None:
         config = from_command_line(Config, description=__doc__)
         train(config)
     except ValueError as error:
-        sys.exit(f"learning_demo.py: {error}")
+        sys.exit(f"learning_demo.py: {error}" if ranks.is_first() else 1)
     except KeyboardInterrupt as stop:
-        sys.exit(f"\nStopped. To go on: {stop}" if stop.args else "\nStopped.")
-    if config.show and has_window():
+        words = f"\nStopped. To go on: {stop}" if stop.args else "\nStopped."
+        sys.exit(words if ranks.is_first() else 1)
+    except ranks.Lost as error:
+        sys.exit(f"learning_demo.py: {error}")
+    if config.show and ranks.is_first() and has_window():
         plt.show()
 
 

@@ -7,6 +7,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from generative.ranks import own
+
 LATENTS = ("uniform", "gaussian")
 MOST = 6  # dimensions in which a lattice fills the cube evenly
 
@@ -96,6 +98,8 @@ def noise_of(config, dim: int) -> Noise:
 class Batches:
     """Minibatches of `size` from one random generator; what an objective asks for its points.
 
+    Where several processes train, each draws the whole minibatch and gets its own rows of it.
+
     Attributes
     ----------
     data : tensor (data_size, x_dim)
@@ -124,7 +128,12 @@ class Batches:
 
     def noise(self) -> Tensor:
         """A new minibatch of noise, (size, z_dim)."""
-        return self._noise(self.size, self.rng, self.stratified)
+        return own(self._noise(self.size, self.rng, self.stratified))
+
+    def uniform(self) -> Tensor:
+        """A number in [0, 1) for each point of a minibatch, (size, 1)."""
+        kind = {"generator": self.rng, "device": self.rng.device, "dtype": torch.float32}
+        return own(torch.rand(self.size, 1, **kind))
 
     def points(self) -> Tensor:
         """The next minibatch of the data set, (size, x_dim), which is walked through endlessly.
@@ -132,7 +141,7 @@ class Batches:
         A stratified one takes points at equal distances in the order of a k-d tree, so that each
         region of the data has its share.
         """
-        index = torch.arange(self.size, device=self.data.device)
+        index = own(torch.arange(self.size, device=self.data.device))
         if self.stratified:
             start = torch.rand(1, generator=self.rng, device=index.device, dtype=torch.float64)
             place = (index + start) * (len(self.data) / self.size)

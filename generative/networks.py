@@ -12,6 +12,8 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import spectral_norm
 
+from generative.ranks import averaged_
+
 SLOPE = 0.2  # of LeakyReLU below zero
 
 
@@ -28,9 +30,10 @@ def mirror(weights: Tensor) -> None:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down the gradient of a loss."""
+    """One step of an optimiser down the gradient of a loss, the mean of those of all ranks."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    averaged_(x.grad for group in optimizer.param_groups for x in group["params"])
     optimizer.step()
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from generative import ranks
 from generative.batches import LATENTS, Batches
 from generative.image_costs import COSTS, cost_matrix, image_cost
 from generative.objectives.objective import CriticObjective, descend
@@ -75,10 +76,13 @@ class Assignment(CriticObjective):
             self.pairs, self.place = self.new_pairs(), 0
             self.walks += 1
         few = slice(self.place, self.place + PAIRS)
-        noise, chosen = (of_pairs[few] for of_pairs in self.pairs)
+        count = len(self.pairs[1][few])
+        noise, chosen = (ranks.own(of_pairs[few]) for of_pairs in self.pairs)
         self.place += PAIRS
         pairs = self.generator(noise), self.batches.data[chosen]
-        loss = image_cost(self.generator_cost, *pairs, self.batches.shape).mean()
+        costs = image_cost(self.generator_cost, *pairs, self.batches.shape)
+        share = ranks.count() * len(costs) / count  # the mean over the ranks is that over all pairs
+        loss = share * costs.mean() if len(costs) else costs.sum()
         descend(self.optimizer, loss)
         return {"loss": loss.detach(), **self.uniformity}
 
@@ -90,7 +94,8 @@ class Assignment(CriticObjective):
             parts = data.split(max(1, ENTRIES // data.shape[1]))
             with torch.no_grad():
                 psi = torch.cat([self.critic(rows) for rows in parts])
-                chosen = torch.cat([self.assigned(self.generator(z), psi) for z in minibatches])
+                chosen = [self.assigned(self.generator(z), psi) for z in minibatches]
+                chosen = torch.cat([ranks.gathered(x) for x in chosen])
             counts = torch.bincount(chosen, minlength=len(psi)).to(psi.dtype)
             slopes = 1 / len(psi) - counts / len(chosen)
             self.critic_optimizer.zero_grad(set_to_none=True)
@@ -101,7 +106,7 @@ class Assignment(CriticObjective):
             "unassigned": (counts == 0).to(psi.dtype).mean(),
             "dispersion": counts.var() / counts.mean(),
         }
-        return torch.cat(minibatches), chosen
+        return torch.cat([ranks.gathered(z) for z in minibatches]), chosen
 
     def assigned(self, x: Tensor, psi: Tensor) -> Tensor:
         """The data (n,) that samples x go to."""

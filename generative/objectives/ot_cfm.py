@@ -10,7 +10,13 @@ from exactot import solve_sample
 from generative.batches import Batches, Noise
 from generative.generators import STEPS, Flow
 from generative.objectives.objective import Objective, descend
+from generative.ranks import of_all
 from generative.rules import Count, Flag, one_of
+
+
+def paired(x: Tensor, y: Tensor) -> tuple[Tensor]:
+    """The data y (n, d) in the order of their partners x (n, d)."""
+    return (y[solve_sample(x, y).plan.argmax(1)],)
 
 
 class OtCfm(Objective):
@@ -64,14 +70,14 @@ class OtCfm(Objective):
         """`loss` is the mean squared distance between the velocity and y - x, in units of the
         data's standard deviation; it does not fall to 0 where paths cross.
         """
-        generator, rng = self.generator, self.batches.rng
+        generator = self.generator
         std = generator.std.where(generator.std > 0, 1)  # a column may be constant
         y = ((self.batches.points() - generator.mean) / std).float()
         x = self.batches.noise()[:, : y.shape[1]]
         if self.config.coupled:
-            y = y[solve_sample(x, y).plan.argmax(1)]
+            (y,) = of_all(paired, x, y, rng=self.batches.rng)
         for _ in range(self.config.updates_per_plan):
-            t = torch.rand(len(x), 1, generator=rng, device=x.device, dtype=x.dtype)
+            t = self.batches.uniform()
             found = generator.velocity(torch.lerp(x, y, t), t)
             loss = (found - (y - x)).square().sum(1).mean()
             descend(self.optimizer, loss)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from generative.batches import Batches
 from generative.objectives.objective import Objective, descend
 from generative.patches import Patches, sliced_destination
+from generative.ranks import of_all
 from generative.rules import Flag, Scale, integers
 
 
@@ -65,7 +66,8 @@ class FollowPlan(Objective):
         """`loss` is the transport cost between the minibatches."""
         noise, y = self.batches.noise(), self.batches.points()
         x = self.generator(noise)
-        destination, cost = self.of_patches(x.detach(), y, self.second())
+        rows = x.detach(), y, self.second()
+        destination, cost = of_all(self.of_patches, *rows, rng=self.batches.rng)
         for step in range(self.updates):
             x = self.generator(noise) if step else x
             descend(self.optimizer, bounded_squares(x - destination, self.config.huber).mean())

@@ -35,8 +35,7 @@ class WganGp(WassersteinCritic):
 
     def penalty(self, x: Tensor, y: Tensor) -> Tensor:
         """penalty * mean (|grad f| - 1)^2 at one point between each sample and a datum."""
-        share = torch.rand(len(x), 1, generator=self.batches.rng, device=x.device, dtype=x.dtype)
-        between = torch.lerp(x, y, share).requires_grad_()
+        between = torch.lerp(x, y, self.batches.uniform()).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         # Where f is flat the norm has no derivative; the small term keeps it from being NaN.
         norm = (slope.square().sum(1) + 1e-12).sqrt()
