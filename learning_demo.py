@@ -378,13 +378,13 @@ def _train(config: Config, target: Target, started: float) -> dict:
             print(f"Writing to {folder}{own_defaults(config)}")
         else:
             check_checkpoint(saved, config, target)
-        write_json(folder / "config.json", dataclasses.asdict(config))
-        ranks.remember_folder(folder)
         ranks.agreed(folder)
         run = Training(config, target, saved)
         if saved is not None:
             run.restore(saved)
             print(f"Resuming {folder} after epoch {run.epoch}")
+        write_json(folder / "config.json", dataclasses.asdict(config))
+        ranks.remember_folder(folder)
         try:
             with ctrl_c_asks() as stop:
                 return ranks.agreed(_fit(run, folder, started - run.seconds, stop))
