@@ -130,11 +130,6 @@ class Batches:
         """A new minibatch of noise, (size, z_dim)."""
         return own(self._noise(self.size, self.rng, self.stratified))
 
-    def uniform(self) -> Tensor:
-        """A number in [0, 1) for each point of a minibatch, (size, 1)."""
-        kind = {"generator": self.rng, "device": self.rng.device, "dtype": torch.float32}
-        return own(torch.rand(self.size, 1, **kind))
-
     def points(self) -> Tensor:
         """The next minibatch of the data set, (size, x_dim), which is walked through endlessly.
 

@@ -76,6 +76,12 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def uniform(x: Tensor, rng: torch.Generator) -> Tensor:
+    """A number in [0, 1) for each row of x (n, ...), (n, 1), of those drawn for all ranks' rows."""
+    kind = {"generator": rng, "device": x.device, "dtype": x.dtype}
+    return own(torch.rand(count() * len(x), 1, **kind))
+
+
 def of_all(
     function: Callable[..., tuple[Tensor, ...]], *rows: Tensor | None, rng: torch.Generator
 ) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from exactot import solve_sample
 from generative.batches import Batches, Noise
 from generative.generators import STEPS, Flow
 from generative.objectives.objective import Objective, descend
-from generative.ranks import of_all
+from generative.ranks import of_all, uniform
 from generative.rules import Count, Flag, one_of
 
 
@@ -77,7 +77,7 @@ class OtCfm(Objective):
         if self.config.coupled:
             (y,) = of_all(paired, x, y, rng=self.batches.rng)
         for _ in range(self.config.updates_per_plan):
-            t = self.batches.uniform()
+            t = uniform(x, self.batches.rng)
             found = generator.velocity(torch.lerp(x, y, t), t)
             loss = (found - (y - x)).square().sum(1).mean()
             descend(self.optimizer, loss)

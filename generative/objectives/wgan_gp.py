@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from generative.objectives.wgan import WassersteinCritic
+from generative.ranks import uniform
 from generative.rules import Weight
 
 
@@ -35,7 +36,7 @@ class WganGp(WassersteinCritic):
 
     def penalty(self, x: Tensor, y: Tensor) -> Tensor:
         """penalty * mean (|grad f| - 1)^2 at one point between each sample and a datum."""
-        between = torch.lerp(x, y, self.batches.uniform()).requires_grad_()
+        between = torch.lerp(x, y, uniform(x, self.batches.rng)).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         # Where f is flat the norm has no derivative; the small term keeps it from being NaN.
         norm = (slope.square().sum(1) + 1e-12).sqrt()
