@@ -25,10 +25,10 @@ from torch import Tensor
 
 from exactot.costs import CloudRows, MatrixRows, Metric, Rows
 from exactot.multiscale import cloud_rows
-from exactot.parts import feasible
-from exactot.plans import ExactTransport
+from exactot.parts import feasible, rows_of
+from exactot.plans import ExactTransport, given_back
 from exactot.search import cost as distances
-from exactot.solve import check_points, lowered, solve, solve_sample
+from exactot.solve import lowered, read_batch_of_clouds, solve, solve_sample
 from ipot import (
     EPS,
     Array,
@@ -164,13 +164,8 @@ def certify_sample(
     25.000 <= W <= 27.667
     """
     (X, Y, a, b), give_back = as_tensors(("a", "b"), X_a=X_a, X_b=X_b, a=a, b=b)
-    for name, Z in (("X_a", X), ("X_b", Y)):
-        check_points(name, Z)
-        if Z.ndim != 2:
-            raise ValueError(f"{name} must have shape (n, d); got {tuple(Z.shape)}")
-    if X.shape[1] != Y.shape[1]:
-        shapes = f"{tuple(X.shape)} and {tuple(Y.shape)}"
-        raise ValueError(f"X_a and X_b must have the same last dimension; got {shapes}")
+    if batch := read_batch_of_clouds(X, Y, a, b):
+        raise ValueError(f"X_a and X_b must be two clouds, (n, d) and (m, d); got a batch {batch}")
     X, Y, a, b = (z if z is None else z.detach() for z in (X, Y, a, b))
     rows = cloud_rows(X, Y, Metric(metric))
     widest = (Y.amax(0) - Y.amin(0)).argmax()
@@ -225,7 +220,8 @@ def _certificate(
         plan, cost, error = unit * plan, unit * cost, unit * error
         sparse = None
         if isinstance(plan, csr_array):
-            sparse = _given_back(plan, rows.device, give_back)
+            ends = torch.from_numpy(np.stack(_ends(plan))).to(rows.device)
+            sparse = given_back(ends, plan.data, plan.shape, give_back)
     rounding += 1e-9 * abs(value)  # what an exact solver leaves, see `solve`
     converged = value - bound <= tol * abs(value) + rounding
     value, bound = unit * value, unit * bound
@@ -334,7 +330,7 @@ def _cost(plan: csr_array | np.ndarray, rows: Rows) -> tuple[float, float]:
 
 def _ends(plan: csr_array) -> tuple[np.ndarray, np.ndarray]:
     """The row and the column of each entry."""
-    return np.repeat(np.arange(plan.shape[0]), np.diff(plan.indptr)), plan.indices.astype(np.int64)
+    return rows_of(plan), plan.indices.astype(np.int64)
 
 
 def _errors(
@@ -359,15 +355,3 @@ def _mended(
             plan = round_to_marginals(plan, a, b)
         left = _errors(plan, a, b)
     return plan, error, left
-
-
-def _given_back(
-    plan: csr_array, device: torch.device, give_back: Callable[[Tensor], Array]
-) -> scipy.sparse.coo_array | Tensor:
-    """The plan in the caller's kind of array and dtype."""
-    values = give_back(torch.from_numpy(plan.data).to(device))
-    if isinstance(values, np.ndarray):
-        return coo_array((values, _ends(plan)), shape=plan.shape)
-    ends = torch.from_numpy(np.stack(_ends(plan))).to(values.device)
-    options = {"check_invariants": False, "is_coalesced": True}
-    return torch.sparse_coo_tensor(ends, values, plan.shape, **options)

@@ -267,7 +267,8 @@ def _coupling(
     """The arcs of an optimal plan; `weight` is that of the conditions."""
     points = [x.reshape(len(x), -1) for x in (x0, x1)]
     (n, d), m = points[0].shape, len(x1)
-    if n * m > _most_pairs(d, x0.device):
+    sorts = d == 1 and not weight
+    if sorts or n * m > _most_pairs(d, x0.device):
         if weight:
             conditions = (math.sqrt(weight) * y.to(x0.dtype) for y in _coordinates(y0, y1))
             points = [torch.cat(both, 1) for both in zip(points, conditions)]
@@ -278,9 +279,8 @@ def _coupling(
         C = ((x / scale) @ (y / scale).T).neg_()
         if weight:  # half of it, as C is half of the squared distances
             C = C.double() + (weight / 2 / float(scale) ** 2) * _differences(y0, y1)
-        C -= C.amin(
-            1, keepdim=True
-        )  # what an optimal plan cannot see costs solvers half their time
+        # What no optimal plan depends on costs solvers half of their time.
+        C -= C.amin(1, keepdim=True)
         C -= C.amin(0)
         if n == m <= SMALL and a is None and b is None:
             i, j = linear_sum_assignment(C.cpu())
@@ -292,8 +292,6 @@ def _coupling(
 
 def _most_pairs(d: int, device: torch.device) -> int:
     """Pairs, at most, of which a matrix is formed."""
-    if d == 1:
-        return 0
     return max(SEARCHED, LARGE[d]) if d in LARGE and device.type == "cpu" else MATRIX
 
 

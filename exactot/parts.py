@@ -49,7 +49,7 @@ def balanced(plan: csr_array, a: np.ndarray, b: np.ndarray) -> csr_array:
         power = RELAXATION if sweep < SWEEPS - LAST else 1.0
         u = np.clip(u * (a / (u * (plan @ v))) ** power, 1 / CLIP, CLIP)
         v = np.clip(v * (b / (v * (transposed @ u))) ** power, 1 / CLIP, CLIP)
-    entries = u[_rows_of(plan)] * plan.data * v[plan.indices]
+    entries = u[rows_of(plan)] * plan.data * v[plan.indices]
     return csr_array((entries, plan.indices, plan.indptr), plan.shape)
 
 
@@ -81,7 +81,7 @@ def feasible(
 
     The rule takes the columns by their places, and the rows by the mean place of their mass.
     """
-    rows, columns = _rows_of(plan), plan.indices.astype(np.int64)
+    rows, columns = rows_of(plan), plan.indices.astype(np.int64)
     mass = plan.data.astype(float)
     for ends, weights in ((rows, a), (columns, b)):
         sums = np.bincount(ends, mass, len(weights))
@@ -98,7 +98,7 @@ def feasible(
     return tuple(np.concatenate(part) for part in parts)
 
 
-def _rows_of(plan: csr_array) -> np.ndarray:
+def rows_of(plan: csr_array) -> np.ndarray:
     """The row of each entry."""
     return np.repeat(np.arange(plan.shape[0]), np.diff(plan.indptr))
 
@@ -123,7 +123,7 @@ def first_flow(
     """Rows, columns and masses of a plan with marginals a and b, which sends from each part what a
     good plan would send, but inside of it does so by the north-west corner rule."""
     part, places = parts_of(trees[0]), np.argsort(trees[1].order).astype(float)
-    entries = plan.data.astype(float), (part[_rows_of(plan)], plan.indices)
+    entries = plan.data.astype(float), (part[rows_of(plan)], plan.indices)
     mass_of_parts = np.bincount(part, a)
     shares = coo_array(entries, shape=(len(mass_of_parts), len(b))).tocsr()
     shares = newton(shares, mass_of_parts, b)
@@ -166,7 +166,7 @@ def solve_by_parts(
     (x, y), (f, g), (a, b) = points, potentials, weights
     plan = balanced(plan, a, b)
     path = first_flow(plan, a, b, trees)
-    rows = np.concatenate((_rows_of(plan), path[0]))
+    rows = np.concatenate((rows_of(plan), path[0]))
     columns = np.concatenate((plan.indices, path[1]))
     arcs = SparseArcs.union(len(b), (rows, columns, cost(metric, (x[rows] - y[columns]).T)))
     mass = arcs.spread(len(b), *path)

@@ -46,17 +46,24 @@ class Flow:
     def plan(
         self, shape: tuple[int, int], unit: float, give_back: Callable[[Tensor], Array]
     ) -> scipy.sparse.coo_array | Tensor:
-        """The plan (n, m), its masses in this unit, in the caller's dtype and kind: a SciPy COO
-        array for NumPy, a sparse COO tensor for torch."""
-        values = give_back(torch.from_numpy(unit * self.mass).to(self.g.device))
-        if isinstance(values, np.ndarray):
-            return scipy.sparse.coo_array((values, (self.rows, self.columns)), shape=shape)
-        options = {"check_invariants": False, "is_coalesced": True, "device": values.device}
-        return torch.sparse_coo_tensor(self.indices(), values, shape, **options)
+        """The plan (n, m), its masses in this unit, in the caller's dtype and kind."""
+        return given_back(self.indices(), unit * self.mass, shape, give_back)
 
     def indices(self) -> Tensor:
         """The rows and columns, shape (2, count)."""
         return torch.from_numpy(np.stack((self.rows, self.columns))).to(self.g.device)
+
+
+def given_back(
+    indices: Tensor, mass: np.ndarray, shape: tuple[int, int], give_back: Callable[[Tensor], Array]
+) -> scipy.sparse.coo_array | Tensor:
+    """A plan from its rows and columns (2, count), row-major, and masses, in the caller's dtype and
+    kind: a SciPy COO array for NumPy, a sparse COO tensor for torch."""
+    values = give_back(torch.from_numpy(mass).to(indices.device))
+    if isinstance(values, np.ndarray):
+        return scipy.sparse.coo_array((values, tuple(indices.cpu().numpy())), shape=shape)
+    options = {"check_invariants": False, "is_coalesced": True, "device": values.device}
+    return torch.sparse_coo_tensor(indices, values, shape, **options)
 
 
 @dataclass(frozen=True, eq=False)

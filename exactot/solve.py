@@ -9,7 +9,6 @@ The proof. The flow's cost bounds W from above. The flow's potentials bound it f
 caller's dtype.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -180,7 +179,7 @@ def solve_sample(
     """
     tol, metric = read_number("tol", tol), Metric(metric)
     inputs, give_back = as_tensors(("a", "b"), X_a=X_a, X_b=X_b, a=a, b=b)
-    batch = _read_batch_of_clouds(*inputs)
+    batch = read_batch_of_clouds(*inputs)
     x, y = (X.detach().expand(*batch, *X.shape[-2:]) for X in inputs[:2])
     line = bool(metric.name) and x.shape[-1] == 1
     problem, scales = _read_clouds(x, y, metric, batch, inputs, give_back, line)
@@ -227,22 +226,25 @@ def _solve_flows(
             flow = replace(flow, rows=rows, columns=columns)
         return flow, (f, g, *bounds)
 
-    flows, parts = zip(*_in_threads(solved, list(np.ndindex(batch)), costs))
+    pairs = problem.a.shape[-1] * problem.b.shape[-1]
+    flows, parts = zip(*_in_threads(solved, list(np.ndindex(batch)), costs, pairs))
     f, g, *bounds = zip(*parts)
     f, g = (torch.stack(x).reshape(*batch, -1) for x in (f, g))
     bounds = (torch.tensor(x, dtype=torch.float64, device=device).reshape(batch) for x in bounds)
     return list(flows), (f, g, *bounds)
 
 
-def _in_threads(solved: Callable[..., tuple], places: list, costs: Iterable[Rows]) -> list[tuple]:
-    """What `solved` returns for each place and cost.
+def _in_threads(
+    solved: Callable[..., tuple], places: list, costs: Iterable[Rows], pairs: int
+) -> list[tuple]:
+    """What `solved` returns for each place and cost, between so many pairs of points.
 
     Problems of a batch are solved side by side, as many as torch may use threads, each of them in
     one. The network simplex lets others run meanwhile; in small problems it is not most of the
     work, and threads that wait for each other take longer.
     """
-    threads, costs = torch.get_num_threads(), list(costs)
-    if threads == 1 or len(places) == 1 or math.prod(costs[0].shape) < SIDE_BY_SIDE:
+    threads = torch.get_num_threads()
+    if threads == 1 or len(places) == 1 or pairs < SIDE_BY_SIDE:
         return [solved(*each) for each in zip(places, costs)]
 
     def alone(*each) -> tuple:
@@ -381,7 +383,7 @@ def check_points(name: str, X: Tensor | None) -> None:
         raise ValueError(f"{name} must be finite; {bad} of {X.numel()} entries are NaN or inf")
 
 
-def _read_batch_of_clouds(
+def read_batch_of_clouds(
     X_a: Tensor | None, X_b: Tensor | None, a: Tensor | None, b: Tensor | None
 ) -> tuple[int, ...]:
     """The batch dimensions of all."""

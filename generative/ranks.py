@@ -93,14 +93,13 @@ def of_all(
     if count() == 1:
         return function(*rows)
     rows = [x if x is None else gathered(x) for x in rows]
-    found, error = [None], None
+    found = error = None
     if rank() == 0:
         try:
-            found = [(*function(*rows), rng.get_state())]
+            found = *function(*rows), rng.get_state()
         except ValueError as reason:
-            found, error = [str(reason)], reason
-    dist.broadcast_object_list(found, device=torch.device("cpu"))
-    (found,) = found
+            found, error = str(reason), reason
+    found = agreed(found)
     if isinstance(found, str):
         raise error or ValueError(found)
     *found, state = found
@@ -113,7 +112,7 @@ def agreed(value):
     """The first rank's value, for all."""
     found = [value]
     if count() > 1:
-        dist.broadcast_object_list(found, device=torch.device("cpu"))
+        dist.broadcast_object_list(found)
     return found[0]
 
 

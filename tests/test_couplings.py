@@ -91,10 +91,11 @@ def test_conditions_cost_their_weight(seed, n, weight, as_vectors):
     assert M[found].sum() <= best(M) + 1e-5 * M.max()
 
 
+@pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("n", [100, 300])
-def test_a_weight_may_forbid_other_labels(n):
+def test_a_weight_may_forbid_other_labels(n, d):
     """However large it is: among points of one label the plan is as good as without others."""
-    x0, x1 = points(11, n, n, 2)
+    x0, x1 = points(11, n, n, d)
     y0, y1 = torch.arange(n) % 2 + 2**24, torch.arange(n) % 2 + 2**24  # float32 cannot tell these
     i, j = pairs(x0, x1, y0, y1, condition_weight=1e8)
     M = cost(x0, x1)
