@@ -208,10 +208,11 @@ class Training:
         noise = self.generator.noise
         self.batches = Batches(noise, data, config.batchsize, config.stratified, rng, shape)
         self.objective = OBJECTIVES[config.objective](config, self.generator, self.batches)
-        self.eye = None
-        if target.images:
-            self.eye = new_eye(target.images, self.new_rng(4), learnt.get("eye"))
-        self.yardstick = self.new_yardstick(2, full=False)
+        self.eye = self.yardstick = None
+        if ranks.rank() == 0:  # which alone measures
+            if target.images:
+                self.eye = new_eye(target.images, self.new_rng(4), learnt.get("eye"))
+            self.yardstick = self.new_yardstick(2, full=False)
         self.limit = 1e9 * max(1.0, float(data.var(0).sum()))  # of a figure to log
         self.shown = plots.SIDE**2 if target.images else SHOWN // self.generator.thrift
         self.epoch = self.steps = 0

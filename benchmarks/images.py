@@ -157,7 +157,7 @@ def few_steps(run: Training, sampler: torch.nn.Module) -> dict[str, float]:
     flow = getattr(sampler, "generator", sampler)
     if not hasattr(flow, "steps"):
         return {}
-    found, real = {}, run.eye.features(torch.from_numpy(run.target.held_out))
+    found, real = {}, run.eye.features(torch.from_numpy(run.target.held_out[:]))
     for flow.steps in FEW_STEPS:
         flow.calibrate(flow.noise(MANY, run.new_rng(1), stratified=True))
         x = sampler.sample(MANY, run.config.seed).float()

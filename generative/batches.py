@@ -10,6 +10,7 @@ from torch import Tensor
 from generative.ranks import own
 
 LATENTS = ("uniform", "gaussian")
+LARGE = 10**6  # points whose order in a k-d tree is coarser
 MOST = 6  # dimensions in which a lattice fills the cube evenly
 
 
@@ -123,7 +124,8 @@ class Batches:
         self.shape = shape
         self._noise, self._position = noise, 0
         if stratified:
-            tree = cKDTree(data.cpu().numpy(), leafsize=1)
+            few = 1 + len(data) // LARGE  # a tree down to single points takes 300 bytes for each
+            tree = cKDTree(data.cpu().numpy(), leafsize=few)
             self._order = torch.from_numpy(tree.indices.astype(np.int64)).to(data.device)
 
     def noise(self) -> Tensor:

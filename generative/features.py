@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from generative.networks import SLOPE, descend, initialise, linear
 from generative.process import unaffected
+from generative.ranks import by_first
 
 # Chosen by reconstructions of held-out digits of 28 x 28.
 WIDTHS = 512, 256  # of the autoencoder's hidden layers
@@ -214,12 +215,14 @@ def learnt_autoencoder(
     learnt: dict | None,
 ) -> Autoencoder:
     """The one of a run's settings, with the weights `learnt` or trained on images (n, c h w) for
-    its steps or, if the run's time is limited, its share of it.
+    its steps or, if the run's time is limited, its share of it; by the first rank, for all.
     """
     autoencoder = Autoencoder(shape, config.latent_dim).to(data.device)
-    if learnt is None:
+
+    def weights() -> dict[str, Tensor]:
         seconds, words = config.seconds * config.autoencoder_share, "training the autoencoder"
         autoencoder.train_on(data, config.autoencoder_steps, rng, seconds, words)
-    else:
-        autoencoder.load_state_dict(learnt)
+        return {name: weight.cpu() for name, weight in autoencoder.state_dict().items()}
+
+    autoencoder.load_state_dict(by_first(weights) if learnt is None else learnt)
     return autoencoder.eval()

@@ -3,15 +3,21 @@
 import gzip
 import tarfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from generative.ranks import is_first
 
 FEWEST = 100  # images in a set
 SIDES = 4, 256  # pixels, of the smallest and of the largest image
 PICTURES = (".png", ".jpg", ".jpeg")
 CIFAR = 32  # pixels, the side of an image of CIFAR-10
+MANY = 1000  # pictures that take long enough to show progress
+PART = 2**24  # entries of an array that are looked at together
 BATCH = 50_000  # images in a file of CIFAR-10 at most
 
 
@@ -100,11 +106,67 @@ def cifar_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(pixels), labels
 
 
-def read_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+class Pixels:
+    """Images (n, h, w, c), uint8, each read where it is asked for.
+
+    Parameters
+    ----------
+    read : function
+        Gives the images of an array of indices.
+    marks : function
+        Gives, for an array of indices, bytes that differ where the images do.
+    index : int array (n,)
+    shape : (h, w, c)
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        marks: Callable[[np.ndarray], Iterator[bytes]],
+        index: np.ndarray,
+        shape: tuple[int, int, int],
+    ):
+        self._read, self._marks, self._index = read, marks, index
+        self.shape = len(index), *shape
+
+    def part(self, which: np.ndarray) -> "Pixels":
+        """Some of the images, which stay unread."""
+        return Pixels(self._read, self._marks, self._index[which], self.shape[1:])
+
+    def marks(self) -> Iterator[bytes]:
+        return self._marks(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, which) -> np.ndarray:
+        return self._read(self._index[which])
+
+
+def of_array(array: np.ndarray) -> Pixels:
+    """Images of an array (n, h, w, c) of uint8 or of numbers from 0 to 1."""
+
+    def read(index: np.ndarray) -> np.ndarray:
+        rows = array[index]
+        return np.asarray(rows) if rows.dtype == np.uint8 else as_bytes(rows)
+
+    def marks(index: np.ndarray) -> Iterator[bytes]:
+        step = max(1, PART // array[0].size)
+        return (read(index[k : k + step]).tobytes() for k in range(0, len(index), step))
+
+    return Pixels(read, marks, np.arange(len(array)), array.shape[1:])
+
+
+def as_bytes(x: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1 as uint8."""
+    return np.rint(255 * x.astype(np.float64)).astype(np.uint8)
+
+
+def read_folder(folder: Path, size: int, channels: int) -> tuple[Pixels, np.ndarray | None]:
     """All PNG and JPEG files of a folder: pixels (n, size, size, channels), and labels.
 
-    A picture is cropped to its middle square. Each folder in the folder is a class, if all pictures
-    are in these.
+    A picture is cropped to its middle square, and read at most once. Each folder in the folder is a
+    class, if all pictures are in these.
     """
     try:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
@@ -114,12 +176,25 @@ def read_folder(folder: Path, size: int, channels: int) -> tuple[np.ndarray, np.
         raise ValueError(
             f"data_dir: {folder} has {len(paths)} PNG and JPEG files; accepts {FEWEST} or more"
         )
-    pixels = np.empty((len(paths), size, size, channels), np.uint8)  # a list would take it twice
-    for k, path in enumerate(paths):
-        pixels[k] = _read_picture(path, size, channels)
     classes = [path.relative_to(folder).parts[0] for path in paths]
     inside = all(len(path.relative_to(folder).parts) > 1 for path in paths)
     names, labels = np.unique(classes, return_inverse=True)
+    kept = np.empty((len(paths), size, size, channels), np.uint8)  # takes memory where it is filled
+    known = np.zeros(len(paths), bool)
+
+    def read(index: np.ndarray) -> np.ndarray:
+        asked = np.atleast_1d(index)
+        few = not is_first() or len(asked) < MANY
+        for k in tqdm(asked[~known[asked]], "reading pictures", disable=few):
+            kept[k], known[k] = _read_picture(paths[k], size, channels), True
+        return kept[index]
+
+    def marks(index: np.ndarray) -> Iterator[bytes]:
+        """Names and sizes, as contents would have to be read."""
+        files = ((str(paths[k].relative_to(folder)), paths[k].stat().st_size) for k in index)
+        return (repr(file).encode() for file in files)
+
+    pixels = Pixels(read, marks, np.arange(len(paths)), kept.shape[1:])
     return pixels, labels if inside and len(names) > 1 else None
 
 

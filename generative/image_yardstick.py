@@ -129,7 +129,7 @@ class ImageYardstick:
         self.eye, self.full, self.data, self.shape = eye, full, data, target.shape
         self.inception = full and inception
         self.pixels = Yardstick(target, data, rng, full=False)
-        self.held_out = torch.from_numpy(target.held_out).to(data.device)
+        self.held_out = torch.from_numpy(target.held_out[:]).to(data.device)
         self.due = None
         own = target.images.own or target.images
         if eye.labelled:

@@ -15,7 +15,10 @@ from generative.downloads import download
 from generative.image_files import (
     FEWEST,
     SIDES,
+    Pixels,
+    as_bytes,
     find,
+    of_array,
     read_cifar_archive,
     read_cifar_files,
     read_folder,
@@ -30,17 +33,18 @@ class Images:
 
     Attributes
     ----------
-    train, held_out : uint8 arrays (n, h, w, c) and (m, h, w, c)
-        Pixels from 0 to 255; c is 1 for grey, 3 for red, green and blue. Elsewhere, as networks
-        want them, images have their channels first.
+    train, held_out : uint8 arrays (n, h, w, c) and (m, h, w, c), or Pixels
+        Pixels from 0 to 255; those of large files are read where they are asked for. c is 1 for
+        grey, 3 for red, green and blue. Elsewhere, as networks want them, images have their
+        channels first.
     train_labels, held_out_labels : int arrays (n,) and (m,), or None
         Classes from 0 up.
     own, others : Images or None, uint8 array (k, h, w, c) or None
         Of a contaminated set the one that it was, and foreign images like those in `train`.
     """
 
-    train: np.ndarray
-    held_out: np.ndarray
+    train: np.ndarray | Pixels
+    held_out: np.ndarray | Pixels
     train_labels: np.ndarray | None = None
     held_out_labels: np.ndarray | None = None
     own: "Images | None" = None
@@ -52,17 +56,20 @@ class Images:
         return self.train.shape[1:]
 
     def digest(self) -> str:
-        """SHA-256 of all pixels: the same for the same images, wherever their files are."""
+        """SHA-256 of all pixels, or of a folder's names and sizes: the same for the same images,
+        wherever their files are.
+        """
         state = hashlib.sha256(repr((self.train.shape, self.held_out.shape)).encode())
         for pixels in (self.train, self.held_out):
-            state.update(np.ascontiguousarray(pixels))
+            for content in pixels.marks() if isinstance(pixels, Pixels) else [pixels]:
+                state.update(np.ascontiguousarray(content))
         return state.hexdigest()
 
 
 MOST_HELD_OUT = 10000
 
 
-def split(pixels: np.ndarray, labels: np.ndarray | None, seed: int) -> Images:
+def split(pixels: np.ndarray | Pixels, labels: np.ndarray | None, seed: int) -> Images:
     """A fifth of the images, at most 10,000, is held out, of each class where there are labels."""
     few = labels is None or np.bincount(labels)[np.unique(labels)].min() < 5
     share = min(0.2, MOST_HELD_OUT / len(pixels))
@@ -70,7 +77,8 @@ def split(pixels: np.ndarray, labels: np.ndarray | None, seed: int) -> Images:
         np.arange(len(pixels)), test_size=share, random_state=seed, stratify=None if few else labels
     )
     parts = (None, None) if labels is None else (labels[train], labels[held_out])
-    return Images(pixels[train], pixels[held_out], *parts)
+    part = pixels.part if isinstance(pixels, Pixels) else pixels.__getitem__
+    return Images(part(train), part(held_out), *parts)
 
 
 # --------------------------------------------------------------------------------- Published sets
@@ -192,7 +200,7 @@ def read_images(
         return split(*read_folder(data_dir, size or 64, channels or 3), seed)
     if name == "digits":
         digits = load_digits()
-        images = split(_bytes(digits.images / 16)[..., None], digits.target, seed)
+        images = split(as_bytes(digits.images / 16)[..., None], digits.target, seed)
     else:
         place = PUBLISHED[name].place(data_dir, name)
         if fetch:
@@ -282,15 +290,18 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, name: str, seed: in
     pixels = array[..., None] if array.ndim == 3 else array
     _check_shape(pixels, name)
     if pixels.dtype != np.uint8:
-        if pixels.dtype.kind not in "bf" or not ((pixels >= 0) & (pixels <= 1)).all():
-            span = (
-                "" if pixels.dtype.kind not in "biuf" else f" from {pixels.min()} to {pixels.max()}"
-            )
+        numbers = pixels.dtype.kind in "biuf"
+        low, high = (pixels.min(), pixels.max()) if numbers else (None, None)
+        if pixels.dtype.kind not in "bf" or not (low >= 0 and high <= 1):
+            span = f" from {low} to {high}" if numbers else ""
             raise ValueError(
                 f"{name} holds {pixels.dtype}{span}; accepts uint8 from 0 to 255, or "
                 f"floating-point numbers from 0 to 1"
             )
-        pixels = _bytes(pixels)
+    if isinstance(array, np.memmap):
+        pixels = of_array(pixels)
+    elif pixels.dtype != np.uint8:
+        pixels = as_bytes(pixels)
     if labels is not None:
         if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -321,7 +332,7 @@ def read_array_file(path: str | Path, seed: int, setting: str = "data_path") -> 
         If the file cannot be read or has no images; the message begins with the `setting`.
     """
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays = [found] if isinstance(found, np.ndarray) else [found[name] for name in found.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{setting}: {path} cannot be read ({error})") from None
@@ -357,7 +368,7 @@ def contaminated(images: Images, others: Images, share: float, seed: int) -> Ima
     places = rng.choice(len(images.train), count, replace=False)
     kept = rng.permutation(len(others.train))[: max(count, MOST)]
     foreign = _made_like(others.train[kept], images.shape)
-    train = images.train.copy()
+    train = images.train[:].copy()
     train[places] = foreign[np.arange(count) % len(foreign)]
     return Images(train, images.held_out, own=images, others=foreign)
 
@@ -373,8 +384,3 @@ def _missing(folder: Path, names: list[str]) -> str:
         f"{folder.name}: no files in {folder}; put {', '.join(names)} there, or let --download "
         f"fetch them"
     )
-
-
-def _bytes(x: np.ndarray) -> np.ndarray:
-    """Numbers from 0 to 1 as uint8."""
-    return np.rint(255 * x.astype(np.float64)).astype(np.uint8)

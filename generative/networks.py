@@ -12,8 +12,6 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import spectral_norm
 
-from generative.ranks import averaged_
-
 SLOPE = 0.2  # of LeakyReLU below zero
 
 
@@ -30,10 +28,9 @@ def mirror(weights: Tensor) -> None:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down the gradient of a loss, the mean of those of all ranks."""
+    """One step of an optimiser down the gradient of a loss."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    averaged_(x.grad for group in optimizer.param_groups for x in group["params"])
     optimizer.step()
 
 

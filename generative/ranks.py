@@ -7,6 +7,7 @@ minibatch. It keeps its own rows of it:
     gathered    the whole of what each rank has some rows of
     of_all      what a function of whole minibatches gives, computed by one rank: a plan is one of
                 the whole minibatch
+    by_first    what the first rank finds: where a file is looked at whole
     averaged_   gradients, whose mean over the ranks is that of the whole minibatch
     normalised_by_all   BatchNorm with the statistics of the whole minibatch
 
@@ -93,19 +94,26 @@ def of_all(
     if count() == 1:
         return function(*rows)
     rows = [x if x is None else gathered(x) for x in rows]
-    found = error = None
-    if rank() == 0:
-        try:
-            found = *function(*rows), rng.get_state()
-        except ValueError as reason:
-            found, error = str(reason), reason
-    found = agreed(found)
-    if isinstance(found, str):
-        raise error or ValueError(found)
-    *found, state = found
-    rng.set_state(state.cpu())
+    *found, state = by_first(lambda: (*(x.cpu() for x in function(*rows)), rng.get_state().cpu()))
+    rng.set_state(state)
     found = [x.to(rows[0].device) for x in found]
     return tuple(own(x) if x.ndim and len(x) == len(rows[0]) else x for x in found)
+
+
+def by_first(function: Callable[[], object]):
+    """What a function returns, or the ValueError that it raises, for all, from the first rank."""
+    if count() == 1:
+        return function()
+    found = None
+    if rank() == 0:
+        try:
+            found = function()
+        except ValueError as error:
+            found = error
+    found = agreed(found)
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def agreed(value):

@@ -1,8 +1,6 @@
 """Target distributions: how to draw from them, and their densities for the figures."""
 
 import functools
-import hashlib
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from scipy.stats import multivariate_normal, norm, rv_histogram, uniform
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from generative.image_files import Pixels
 from generative.images import (
     NAMES,
     Images,
@@ -24,10 +23,11 @@ from generative.images import (
     read_images,
     with_shape,
 )
+from generative.point_files import Points, equal_in_float32
+from generative.ranks import by_first
 
-LARGEST = 784  # dimensions of a user's data
-EXTREME = 1e303  # entries of a user's data up to it, range from its inverse up
-FAR = 1000  # times their range: data so far from 0 are shown from a point beside them
+SURVEYED = 200_000  # of a user's points, for what figures show
+FEW = 1000  # of them, to see whether float32 tells them apart
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Target:
         Weights, means and standard deviations of the modes, for mixtures of Gaussians.
     projection : array (dim, 2), or None
         In more than two dimensions the plane that figures show.
-    held_out : array (m, dim), or None
-        A user's data that `draw` does not give, in standard units, to compare samples with.
+    held_out : Points, Rows or None
+        A user's data (m, dim) that `draw` does not give, in standard units, to compare samples
+        with; read where they are asked for, as arrays.
     origin : array (dim,) or 0
         What figures subtract; integers where the data are.
     offset, scale : array (dim,) or 0.0, and float
@@ -78,7 +79,7 @@ class Target:
     centres: np.ndarray | None = None
     sd: np.ndarray | None = None
     projection: np.ndarray | None = None
-    held_out: np.ndarray | None = None
+    held_out: "Points | Rows | None" = None
     origin: np.ndarray | int = 0
     offset: np.ndarray | float = 0.0
     scale: float = 1.0
@@ -269,18 +270,31 @@ def _images(setting: str, config: Any) -> Images:
     )
 
 
+class Rows:
+    """Images as rows of pixels in standard units, each read where it is asked for."""
+
+    def __init__(self, pixels: np.ndarray | Pixels):
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, which) -> np.ndarray:
+        return image_rows(torch.from_numpy(self._pixels[which])).numpy()
+
+
 def from_images(images: Images) -> Target:
     """Images as rows of pixels."""
-    held_out = image_rows(torch.from_numpy(images.held_out)).numpy()
+    train = Rows(images.train)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         """At most as many as there are, each once."""
-        order = torch.randperm(len(images.train), generator=generator, device=generator.device)
-        return image_rows(torch.from_numpy(images.train)[order[:n].cpu()].to(generator.device))
+        order = torch.randperm(len(train), generator=generator, device=generator.device)
+        return torch.from_numpy(train[order[:n].cpu().numpy()]).to(generator.device)
 
     return Target(
-        draw, (), held_out=held_out, offset=127.5, scale=127.5, digest=images.digest(),
-        images=images,
+        draw, (), held_out=Rows(images.held_out), offset=127.5, scale=127.5,
+        digest=by_first(images.digest), images=images,
     )  # fmt: skip
 
 
@@ -290,31 +304,26 @@ def image_rows(pixels: Tensor) -> Tensor:
 
 
 def from_file(path: str, seed: int) -> Target:
-    """A user's data: a fifth of them, drawn by the seed, is held out to measure distances with.
+    """A user's points: a fifth of them, drawn by the seed, is held out to measure distances with.
 
     Raises
     ------
     ValueError
-        If the file is no array of shape (n, d), n at least 100, d up to 784, of finite real
-        numbers, or if their spread is zero, too small or too large to compute with.
+        If the file's points cannot be used (:class:`generative.point_files.Points`).
     """
-    rows, origin, digest = _read_rows(path)
-    offset, scale = _units(rows)
-    rows = rows[np.random.default_rng(seed).permutation(len(rows))]
-    exact, rows = rows, ((rows - offset) / scale).astype(np.float32)
-    held_out, rows = np.split(rows, [len(rows) // 5])
-    if (rows == rows[0]).all() or 2 * _distinct(held_out) < _distinct(exact[: len(held_out)]):
-        raise ValueError(
-            f"data_path: the rows of {path} are equal in float32 but for a few that lie very far "
-            f"from them; leave those out"
-        )
-    data = torch.from_numpy(rows)
+    points = Points(path)
+    order = np.random.default_rng(seed).permutation(len(points))
+    held_out, points = (points.part(index) for index in np.split(order, [len(order) // 5]))
+    few = np.arange(min(FEW, len(held_out)))
+    if 2 * _distinct(held_out[few]) < _distinct(points.exact(held_out.index[few])):
+        raise ValueError(equal_in_float32(path))
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         """At most as many as there are, each once."""
-        order = torch.randperm(len(rows), generator=generator, device=generator.device)
-        return data.to(generator.device)[order[:n]]
+        order = torch.randperm(len(points), generator=generator, device=generator.device)
+        return torch.from_numpy(points[order[:n].cpu().numpy()]).to(generator.device)
 
+    rows, offset, scale = points[:SURVEYED], points.offset, points.scale
     projection = density = None
     if rows.shape[1] > 2:
         projection = PCA(2, random_state=0).fit(rows).components_.T.astype(np.float64)
@@ -327,7 +336,7 @@ def from_file(path: str, seed: int) -> Target:
 
     target = Target(
         draw, (), density, projection=projection, held_out=held_out,
-        origin=origin, offset=offset, scale=scale, digest=digest,
+        origin=points.origin, offset=offset, scale=scale, digest=points.digest,
     )  # fmt: skip
     seen = target.shown(rows)
     low, high = seen.min(0), seen.max(0)
@@ -335,66 +344,8 @@ def from_file(path: str, seed: int) -> Target:
     return replace(target, window=tuple(zip((low - margin).tolist(), (high + margin).tolist())))
 
 
-def _read_rows(path: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The array of a file beyond its origin, float64; the origin; the digest of the file."""
-    accepted = f"accepts a .npy file of shape (n, d), n from 100 up, d up to {LARGEST}"
-    try:
-        content = Path(path).read_bytes()
-        rows = np.load(io.BytesIO(content), allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"data_path: there is no file {path}; {accepted}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"data_path: {path} cannot be read ({error}); {accepted}") from None
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biuf":
-        kind = getattr(rows, "dtype", type(rows).__name__)
-        raise ValueError(f"data_path: {path} holds {kind}, not real numbers; {accepted}")
-    if rows.ndim != 2 or len(rows) < 100 or not 0 < rows.shape[1] <= LARGEST:
-        raise ValueError(f"data_path: {path} has shape {rows.shape}; {accepted}")
-    if rows.dtype.kind in "bf":
-        with np.errstate(over="ignore"):  # of numbers longer than float64
-            rows = rows.astype(np.float64, order="C")
-        if not np.isfinite(rows).all():
-            raise ValueError(f"data_path: {path} has entries that are not finite")
-    # Python's numbers, which do not overflow
-    low, high = rows.min(0).tolist(), rows.max(0).tolist()
-    width, largest = max(b - a for a, b in zip(low, high)), max(map(abs, low + high))
-    if width == 0:
-        raise ValueError(f"data_path: all rows of {path} are equal; accepts rows that differ")
-    if largest > EXTREME or width < 1 / EXTREME:
-        raise ValueError(
-            f"data_path: entries of {path} are up to {largest:.3g} and differ by {width:.3g}; "
-            f"accepts entries up to {EXTREME:g} that differ by {1 / EXTREME:g} or more"
-        )
-    origin = np.array([_origin(a, width) for a in low], dtype=rows.dtype)
-    return (rows - origin).astype(np.float64), origin, hashlib.sha256(content).hexdigest()
-
-
-def _origin(entry: float, width: float) -> float:
-    """A round number next to an entry of data of this range if they lie far from 0, else 0.
-
-    It has the type of the entry, in which it can be subtracted from the data without rounding.
-    """
-    if abs(entry) <= FAR * width:
-        return 0
-    step = type(width)(10) ** math.floor(math.log10(10 * width))
-    if isinstance(entry, float):
-        return float(f"{round(entry / step) * step:.15g}")
-    return int(math.copysign(1, entry)) * (abs(entry) // step * step)  # never beyond the dtype
-
-
 def _distinct(rows: np.ndarray) -> int:
-    """How many of the first 1,000 rows differ."""
-    return len(np.unique(rows[:1000], axis=0))
-
-
-def _units(rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean of rows (n, d), shape (d,), and their spread, the root of their columns' mean variance.
-
-    One scale for all columns keeps the geometry, as squared distances mix them.
-    """
-    largest = float(abs(rows).max())
-    relative = rows / largest  # sums of which cannot overflow, nor squares underflow
-    return largest * relative.mean(0), largest * float(np.sqrt(relative.var(0).mean()))
+    return len(np.unique(rows, axis=0))
 
 
 TARGETS = {

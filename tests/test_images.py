@@ -4,12 +4,14 @@ import gzip
 import io
 import re
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from generative import images
+from generative import image_files, images
 from generative.image_files import read_folder
 from generative.images import (
     contaminated,
@@ -18,6 +20,7 @@ from generative.images import (
     read_array_file,
     read_images,
 )
+from generative.targets import from_images
 
 RNG = np.random.default_rng(0)
 
@@ -185,19 +188,49 @@ def test_pictures_of_a_folder_are_cropped_resized_and_coloured(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     found = read_images("folder", tmp_path, size=8)
     assert found.shape == (8, 8, 3) and len(found.train) == 80
-    assert abs(found.train.astype(int) - (200, 100, 50)).max() <= 2
+    assert abs(found.train[:].astype(int) - (200, 100, 50)).max() <= 2
     assert sorted(set(found.train_labels)) == [0, 1]
     grey = read_images("folder", tmp_path, size=6, channels=1)
-    assert grey.shape == (6, 6, 1) and np.ptp(grey.train) <= 2
+    assert grey.shape == (6, 6, 1) and np.ptp(grey.train[:]) <= 2
     (tmp_path / "left" / "1.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(ValueError, match=r"1\.png is no PNG or JPEG picture"):
-        read_images("folder", tmp_path)
+        read_folder(tmp_path, 8, 3)[0][:]
     whole = (tmp_path / "left" / "3.png").read_bytes()
     (tmp_path / "left" / "1.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):
-        read_images("folder", tmp_path)
+        read_folder(tmp_path, 8, 3)[0][:]
     with pytest.raises(ValueError, match=r"nothing has 0 PNG and JPEG files; accepts 100"):
         read_images("folder", tmp_path / "nothing")
+
+
+def test_only_pictures_that_are_asked_for_are_read_and_once(tmp_path, monkeypatch):
+    for k in range(120):
+        Image.new("L", (8, 8), k).save(tmp_path / f"{k:03}.png")
+    read, count = image_files._read_picture, Counter()
+    monkeypatch.setattr(
+        image_files,
+        "_read_picture",
+        lambda path, *shape: count.update([path]) or read(path, *shape),
+    )
+    found = read_images("folder", tmp_path, size=8, channels=1)
+    target, digest = from_images(found), found.digest()
+    assert not count
+    for _ in range(2):
+        assert len(target.draw(10, torch.Generator().manual_seed(0))) == 10
+    assert len(count) == 10 and set(count.values()) == {1}
+    (tmp_path / "000.png").write_bytes((tmp_path / "000.png").read_bytes() + b" ")
+    assert read_images("folder", tmp_path, size=8, channels=1).digest() != digest
+
+
+def test_a_mapped_array_gives_what_it_gives_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "PART", 1000)
+    for name, x in {"bytes": pictures(100, 9, 7, 3), "floats": pictures(100) / 255}.items():
+        np.save(tmp_path / f"{name}.npy", x)
+        mapped, whole = read_array_file(tmp_path / f"{name}.npy", 0), read_array(x, None, name, 0)
+        assert mapped.digest() == whole.digest()
+        for a, b in ((mapped.train, whole.train), (mapped.held_out, whole.held_out)):
+            np.testing.assert_array_equal(a[:], b)
+            assert a.shape == b.shape and (a[3] == b[3]).all()
 
 
 def test_pictures_as_a_viewer_shows_them(tmp_path):
@@ -218,10 +251,10 @@ def test_pictures_as_a_viewer_shows_them(tmp_path):
     Image.new("L", (8, 8), 3).save(tmp_path / "e.bmp")
     (tmp_path / "e.bmp").rename(tmp_path / "y.jpg")
     with pytest.raises(ValueError, match=r"y\.jpg is no PNG or JPEG picture"):
-        read_images("folder", tmp_path)
+        read_folder(tmp_path, 8, 3)[0][:]
     (tmp_path / "y.jpg").unlink()
     Image.new("L", (8, 8), 7).save(tmp_path / "z99.png")
-    a, b, c, d, *_ = read_folder(tmp_path, 8, 3)[0]
+    a, b, c, d, *_ = read_folder(tmp_path, 8, 3)[0][:]
     assert a[:, 0, 0].tolist() == np.linspace(0, 255, 8).round().astype(int).tolist()
     assert (b == 255).all() and (c == (200, 100, 50)).all()
     assert (d[:4] == 255).all() and (d[4:] == 0).all()

@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from generative.batches import Batches, Noise
 from generative.generators import Sampler
 from generative.networks import Critic, ImageCritic
-from generative.networks import descend as descend  # what objectives are written with
+from generative.ranks import averaged_
 from generative.rules import Count, Rate
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down the mean, over the ranks, of a loss of their rows."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    averaged_(x.grad for group in optimizer.param_groups for x in group["params"])
+    optimizer.step()
 
 
 class Objective:
