@@ -465,8 +465,8 @@ def _finish(run: Training, folder: Path, started: float, display: Display) -> di
     plots.save_figure(display.fit.figure, folder / "final.png")
     for figure, drawn in plots.last_figures(run, sampler).items():
         plots.save_figure(drawn, folder / f"{figure}.png")
-    titles = [run.title(row) for row in run.history]
-    plots.save_animation(run.frames, titles, target, folder / "fit.gif")
+    titles, epochs = zip(*((run.title(row), row["epoch"]) for row in run.history))
+    plots.save_animation(run.frames, titles, epochs, target, folder / "fit.gif")
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     write_json(folder / "metrics.json", metrics)
     display.progress.close()
@@ -478,7 +478,8 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a folder's name may have letters that it lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        config = from_command_line(Config, description=__doc__)
+        title, commands, _ = __doc__.split("\n\n", 2)
+        config = from_command_line(Config, description=f"{title}\n\n{commands}")
         train(config)
     except ValueError as error:
         sys.exit(f"learning_demo.py: {error}" if ranks.is_first() else 1)

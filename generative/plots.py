@@ -29,6 +29,7 @@ DOTS = 1500
 SIDE = 8  # images in a row and in a column of a figure
 SIZE = (7, 4.2)  # inches
 WIDTH = 85  # letters of a title
+SPACING = 1.15  # of the epochs of an animation's frames
 
 
 def new_figure() -> Figure:
@@ -161,7 +162,9 @@ class PlaneFitPlot(FitPlot):
         horizontal, vertical = _window(target)
         if target.centres is not None:
             for centre, sd in zip(target.centres, target.sd):
-                circle = Circle(centre, 3 * sd, fill=False, edgecolor=TARGET, zorder=3)
+                circle = Circle(
+                    centre, 3 * sd, fill=False, edgecolor=TARGET, linewidth=1.5, zorder=3
+                )
                 self._axes.add_patch(circle)
         elif target.density is not None:
             x = np.stack(
@@ -394,13 +397,32 @@ def _scale(values: Sequence[float]) -> str:
 
 
 def save_animation(
-    frames: Sequence[np.ndarray], titles: Sequence[str], target: Target, path: Path
+    frames: Sequence[np.ndarray],
+    titles: Sequence[str],
+    epochs: Sequence[int],
+    target: Target,
+    path: Path,
 ) -> None:
-    """A GIF of the fit, 0.15 seconds for each frame and two for the last one."""
+    """A GIF of the fit, 0.2 seconds for each frame and two for the last one.
+
+    Its frames are spaced geometrically, as a generator learns most in the first epochs.
+    """
     figure = Figure(figsize=SIZE, dpi=70, layout="constrained")
     plot = fit_plot(target, figure)
     images = []
-    for content, title in zip(frames, titles):
-        plot.show(content, title)
+    for k in geometric(epochs):
+        plot.show(frames[k], titles[k])
         images.append(Image.fromarray(picture(figure)).quantize(32))
-    save_gif(images, [150] * (len(images) - 1) + [2000], path)
+    save_gif(images, [200] * (len(images) - 1) + [2000], path)
+
+
+def geometric(epochs: Sequence[int]) -> list[int]:
+    """Places of the first and the last of rising numbers, and of some between that grow by a factor
+    of SPACING or more.
+    """
+    kept = []
+    for place, epoch in enumerate(epochs):
+        if not kept or epoch >= SPACING * epochs[kept[-1]]:
+            kept.append(place)
+    last = len(epochs) - 1
+    return kept if kept[-1] == last else [*kept, last]

@@ -96,16 +96,7 @@ def of_all(
     if count() == 1:
         return function(*rows)
     rows = [x if x is None else gathered(x) for x in rows]
-
-    def result() -> tuple[Tensor, ...]:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        try:  # with the threads of this machine's other ranks, which wait
-            return *(x.cpu() for x in function(*rows)), rng.get_state().cpu()
-        finally:
-            torch.set_num_threads(threads)
-
-    *found, state = by_first(result)
+    *found, state = by_first(lambda: (*(x.cpu() for x in function(*rows)), rng.get_state().cpu()))
     rng.set_state(state)
     found = [x.to(rows[0].device) for x in found]
     return tuple(own(x) if x.ndim and len(x) == len(rows[0]) else x for x in found)

@@ -15,7 +15,7 @@ from generative.inception import check_inception
 from generative.objectives import OBJECTIVES
 from generative.objectives.plan import FollowPlan
 from generative.runs import device_name, summary_writer
-from generative.settings import CHOICES, FREE, TYPES, names, no_such_field, refuse
+from generative.settings import CHOICES, FREE, TYPES, groups, names, no_such_field, refuse
 from generative.targets import Target, from_settings
 
 FEWEST_IMAGES = 10  # in a training set: metrics look at five neighbours
@@ -41,8 +41,10 @@ def from_command_line(config: type, description: str) -> Any:
         chosen = {name: getattr(said, name) for name in CHOICES}
         default = config(**{name: value for name, value in chosen.items() if value})
     found, unknown = tyro.cli(
-        type(default), description=description, default=default, return_unknown_args=True
+        _in_groups(default), description=description, return_unknown_args=True
     )
+    parts = (vars(part) for part in vars(found).values())
+    found = dataclasses.replace(default, **{k: v for part in parts for k, v in part.items()})
     for word in unknown:
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
         if word.startswith("--"):
@@ -52,6 +54,20 @@ def from_command_line(config: type, description: str) -> Any:
     if said.resume:
         refuse_changes(found, default)
     return found
+
+
+def _in_groups(default: Any) -> Any:
+    """A type with a field for each group of settings, as tyro groups its help by fields."""
+    fields = {field.name: field for field in dataclasses.fields(default)}
+    parts = []
+    for title, held in groups(default).items():
+        lines = [
+            (name, fields[name].type, dataclasses.field(default=getattr(default, name)))
+            for name in held
+        ]
+        part = dataclasses.make_dataclass(title, lines, namespace={"__doc__": ""})
+        parts.append((title, part, dataclasses.field(default_factory=part)))
+    return tyro.conf.OmitArgPrefixes[dataclasses.make_dataclass("Settings", parts)]
 
 
 def saved_config(config: type, folder: str | Path) -> Any:

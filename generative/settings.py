@@ -65,6 +65,16 @@ TYPES = {
     "show": Flag,
     "tensorboard": Flag,
 }
+# How help lists them; what only an objective or images have comes in groups of their own.
+GROUPS = {
+    "data": ("data_type", "data_path", "data_size"),
+    "training": (
+        "batchsize", "epochs", "seconds", "steps_per_epoch", "lr", "lr_factor", "stratified",
+        "average", "seed", "device",
+    ),
+    "generator": ("latent", "z_dim", "g_dim"),
+    "run": ("output_dir", "plot_interval", "resume", "show", "tensorboard"),
+}  # fmt: skip
 # On these it depends which other fields there are.
 CHOICES = ("objective", "data_type", "data_path", "space")
 # What may be said anew when a run is resumed.
@@ -155,6 +165,16 @@ def _of_images() -> set[str]:
 def names(settings: Any) -> set[str]:
     """The fields of settings, or of their class."""
     return {field.name for field in dataclasses.fields(settings)}
+
+
+def groups(settings: Any) -> dict[str, list[str]]:
+    """The fields of settings by groups, in which help lists them."""
+    listed, of_images = set().union(*GROUPS.values()), _of_images()
+    rest = [name for name in vars(settings) if name not in listed]
+    own = sorted((name for name in rest if name not in of_images), key="objective".__ne__)
+    known = GROUPS | {"objective": own, "image": [name for name in rest if name in of_images]}
+    order = ("data", "image", "objective", "training", "generator", "run")
+    return {title: list(known[title]) for title in order if known[title]}
 
 
 def _known(kind: type, name: str) -> None:

@@ -70,7 +70,6 @@ with ranks.joined(cuda=False):
 def environment(rank, world, port):
     return os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
     }  # fmt: skip
