@@ -3,11 +3,11 @@
     python barycenter_demo.py                      five panels, under two minutes
     python barycenter_demo.py --panels line        one of line, images, shapes, clouds and colours
 
-The barycenter q of histograms p_k minimises sum_k weights_k W(q, p_k). Sinkhorn's is blurred by its
-regularisation, the debiased one less, IPOT's is not.
+The barycenter q of histograms p_k minimises sum_k weights_k W(q, p_k). Sinkhorn's is blurred by
+its regularisation, the debiased one less, IPOT's is not.
 
-line     the pair of the published IPOT demo, with what each method's objective is above the proven
-         optimum
+line     the pair of the published IPOT demo, with what each method's objective is above the
+         proven optimum
 images   nested ellipses and handwritten digits on a grid of pixels, without a cost matrix
 shapes   what lies between four shapes: one call for all mixtures of them
 clouds   the same for clouds of points, whose barycenters are points that move
@@ -15,6 +15,7 @@ colours  one picture in the colours of another, by plans for each channel and fo
 """
 
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ from generative.display import has_window
 from generative.plots import save_figure, save_gif
 from generative.runs import new_run_folder
 
-INK = "gray_r"  # dark mass on white
+WIDTH = 8.3  # inches; the README shows figures 830 pixels wide
 SHAPES = ("disc", "ring", "heart", "cross")
 
 
@@ -65,6 +66,13 @@ class Config:
     seed: int = 0  # of ellipses, places of digits, clouds and choice of pixels
     output_dir: str = "outputs"  # a folder of its own is made in here
     show: bool = True  # show the figures where there is a display
+
+
+def save_small(figure: Figure, path: Path, fewer: Callable = lambda x: x.quantize(64)) -> None:
+    """Write a figure with fewer colours than it has, for a small file."""
+    save_figure(figure, path)
+    with Image.open(path) as image:
+        fewer(image.convert("RGB")).save(path, optimize=True)
 
 
 # ------------------------------------------------------------------------------------------ line
@@ -132,30 +140,34 @@ def line_table(found: dict, A: np.ndarray, M: np.ndarray, config: Config) -> str
 
 
 def line_figure(found: dict, A: np.ndarray) -> Figure:
-    """The inputs above, the barycenters below."""
+    """The inputs above; the barycenters below, magnified where Sinkhorn's is farthest off."""
     x = np.arange(len(A)) * 100 / len(A)
     fig, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8, 6.5), sharex=True, height_ratios=(1, 2), layout="constrained"
+        2, 1, figsize=(WIDTH, 6.6), sharex=True, height_ratios=(1, 3), layout="constrained"
     )
     for p, color, name in zip(A.T, ("#475569", "#94a3b8"), ("first input", "second input")):
-        top.fill_between(x, p, color=color, alpha=0.6, linewidth=0, label=name)
-    top.set_title("Inputs", loc="left")
-    styles = iter(
-        (("#94a3b8", "-."), ("#ea580c", "-"), ("#16a34a", "--"), ("#2f86c1", "-"), ("#7c3aed", ":"))
-    )
-    for name, (q, _) in found.items():
-        if name.endswith("exact"):
-            bottom.fill_between(x, q, color="0.85", linewidth=0, label=name, zorder=0)
-        else:
-            color, style = next(styles)
-            bottom.plot(x, q, color=color, linestyle=style, linewidth=1.8, label=name)
-    bottom.set_title("Barycenters", loc="left")
-    bottom.set_xlabel("position")
+        top.fill_between(x, p, color=color, alpha=0.6, linewidth=0)
+        top.text(x @ p, 0.002, name, ha="center")
+    closer = bottom.inset_axes((0.68, 0.42, 0.32, 0.58))
+    *curves, (exact, (filled, _)) = found.items()
+    colors, styles = ("#94a3b8", "#ea580c", "#16a34a", "#5ea9dc", "#0b3c5d"), "-. - -- - :"
+    for panel in (bottom, closer):
+        for (name, (q, _)), color, style in zip(curves, colors, styles.split()):
+            panel.plot(x, q, style, color=color, linewidth=2, label=name)
+        panel.fill_between(x, filled, color="0.85", linewidth=0, label=exact, zorder=0)
     for panel in (top, bottom):
         panel.set_ylabel("mass in a bin")
         panel.set_ylim(bottom=0)
-        panel.legend(frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
+    bottom.set(xlim=(0, 100), xlabel="position")
+    sinkhorn, ours = curves[1][1][0], curves[-1][1][0]
+    k = np.argmax(abs(sinkhorn - ours))
+    closer.set(
+        xlim=(x[k] - 4, x[k] + 4), ylim=(0.75 * ours[k], 1.4 * ours[k]), xticks=[], yticks=[]
+    )
+    bottom.indicate_inset_zoom(closer, edgecolor="black")
+    named = bottom.get_legend_handles_labels()
+    fig.legend(*named, loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 
@@ -163,7 +175,7 @@ def make_line(config: Config, folder: Path) -> None:
     A, M = published_pair(config.bins)
     found = line_barycenters(A, M, config)
     print(line_table(found, A, M, config))
-    save_figure(line_figure(found, A), folder / "barycenters.png")
+    save_small(line_figure(found, A), folder / "barycenters.png")
 
 
 # ---------------------------------------------------------------------------------------- images
@@ -224,49 +236,38 @@ def sharpness(q: np.ndarray) -> tuple[float, float]:
     return float(-(mass * np.log(mass)).sum()), float(len(q) * variation)
 
 
-def image_table(found: list[tuple[str, dict[str, np.ndarray]]]) -> str:
+def image_table(found: dict[str, dict[str, np.ndarray]]) -> str:
     rows = [f"{'pictures':12s} {'barycenter':12s} entropy   total variation"]
-    for title, barycenters in found:
+    for title, barycenters in found.items():
         for name, q in barycenters.items():
             entropy, variation = sharpness(q)
             rows.append(f"{title:12s} {name:12s} {entropy:7.3f}   {variation:15.1f}")
     return "\n".join(rows)
 
 
-def image_figure(
-    ellipses: np.ndarray, of_ellipses: dict, digits: list[np.ndarray], of_digits: list[dict]
-) -> Figure:
-    """Three of the ellipses and their barycenters; a picture and the barycenters of each digit."""
-    methods = list(of_ellipses)
-    fig = plt.figure(figsize=(11, 7), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 2.3))
-    columns = top.subplots(1, 6)
-    for k, axes in enumerate(columns[:3]):
-        axes.imshow(ellipses[..., k], cmap=INK)
-        axes.set_title(f"input {k + 1} of {ellipses.shape[-1]}", fontsize=10)
-    for name, axes in zip(methods, columns[3:]):
-        axes.imshow(of_ellipses[name], cmap=INK)
-        axes.set_title(f"{name}\nentropy {sharpness(of_ellipses[name])[0]:.2f}", fontsize=10)
-    rows = bottom.subplots(1 + len(methods), len(digits), squeeze=False)
-    for k, (inputs, barycenters) in enumerate(zip(digits, of_digits)):
-        for axes, q in zip(rows[:, k], (inputs[..., 0], *barycenters.values())):
-            axes.imshow(q, cmap=INK)
-    for axes, name in zip(rows[:, 0], (f"one of {digits[0].shape[-1]}", *methods)):
+def image_figure(pictures: dict[str, np.ndarray], found: dict) -> Figure:
+    """A column for each kind of pictures: one of them, and its barycenters."""
+    shown = [{"one input": A[..., 0], **found[title]} for title, A in pictures.items()]
+    fig, panels = plt.subplots(4, len(shown), figsize=(WIDTH, 3.4), layout="constrained")
+    for column, title, images in zip(panels.T, pictures, shown):
+        column[0].set_title(title, fontsize=10)
+        for axes, image in zip(column, images.values()):
+            axes.imshow(image, cmap="gray_r")
+            axes.set(xticks=[], yticks=[])
+    for axes, name in zip(panels[:, 0], shown[0]):
         axes.set_ylabel(name)
-    for axes in (*columns, *rows.ravel()):
-        axes.set(xticks=[], yticks=[])
     return fig
 
 
 def make_images(config: Config, folder: Path) -> None:
     rng = np.random.default_rng(config.seed)
-    ellipses = nested_ellipses(config.ellipses, config.size, rng)
-    digits = [scattered_digits(k, config.digits, config.size, rng) for k in range(10)]
-    progress = tqdm((ellipses, *digits), desc="images", leave=False)
-    of_ellipses, *of_digits = (image_barycenters(A, config) for A in progress)
-    titles = ("ellipses", *(f"digit {k}" for k in range(10)))
-    print(image_table(list(zip(titles, (of_ellipses, *of_digits)))))
-    save_figure(image_figure(ellipses, of_ellipses, digits, of_digits), folder / "images.png")
+    pictures = {"ellipses": nested_ellipses(config.ellipses, config.size, rng)}
+    for k in range(10):
+        pictures[f"digit {k}"] = scattered_digits(k, config.digits, config.size, rng)
+    progress = tqdm(pictures.items(), desc="images", leave=False)
+    found = {title: image_barycenters(A, config) for title, A in progress}
+    print(image_table(found))
+    save_small(image_figure(pictures, found), folder / "images.png")
 
 
 # ---------------------------------------------------------------------------------------- shapes
@@ -309,22 +310,25 @@ def make_shapes(config: Config, folder: Path) -> None:
         ]
     )
     brightness = between / between.max((-2, -1), keepdims=True)
-    fig, panels = plt.subplots(
-        *(config.mixtures,) * 2, figsize=(8, 8), gridspec_kw={"wspace": 0, "hspace": 0}
+    fig, axes = plt.subplots(figsize=(WIDTH, WIDTH), layout="constrained")
+    axes.imshow(np.concatenate(np.concatenate(brightness, 1), 1), cmap="magma")
+    places = config.size * (np.arange(config.mixtures) + 0.5)
+    shares = [f"{share:.0%}" for share in np.linspace(0, 1, config.mixtures)]
+    axes.set_xticks(places, shares)
+    axes.set_yticks(places, shares)
+    axes.set(
+        xlabel="share of ring (above), cross (below)", ylabel="share of heart (left), cross (right)"
     )
-    for axes, picture in zip(panels.ravel(), brightness.reshape(-1, *A.shape[:2])):
-        axes.imshow(picture, cmap="magma")
-        axes.set_axis_off()
-    fig.subplots_adjust(0, 0, 1, 1)
-    save_figure(fig, folder / "shapes.png")
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    save_small(fig, folder / "shapes.png")
 
-    colours = plt.get_cmap("magma")
-    frames = [
-        Image.fromarray((255 * colours(brightness[place])[..., :3]).astype(np.uint8)).resize(
-            (256, 256), Image.Resampling.BICUBIC
-        )
-        for place in around(config.mixtures)
-    ]
+    palette = plt.get_cmap("magma")(np.arange(64) / 63, bytes=True)[:, :3]
+    frames = []
+    for place in around(config.mixtures):
+        frame = Image.fromarray((63 * brightness[place]).astype(np.uint8))
+        frames.append(frame.resize((256, 256), Image.Resampling.BILINEAR))
+        frames[-1].putpalette(palette.tobytes())
     durations = [600 if k % (config.mixtures - 1) == 0 else 120 for k in range(len(frames))]
     save_gif(frames, durations, folder / "shapes.gif")
 
@@ -358,15 +362,15 @@ def make_clouds(config: Config, folder: Path) -> None:
         points = exactot.free_support_barycenter(clouds, init=points, weights=weights).points
         frames.append(points)
     colour = np.arctan2(*(clouds[0] - 0.5).T)
-    fig, panels = plt.subplots(2, len(frames) // 2, figsize=(11, 4.6), layout="constrained")
-    for axes, weights, frame in zip(panels.ravel(), path, frames):
-        axes.scatter(*frame.T, c=colour, cmap="hsv", s=5, linewidths=0)
-        named = [f"{w:.2g} {name}" for w, name in zip(weights, SHAPES) if w > 0]
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_title(" + ".join(named).removeprefix("1 "), fontsize=10)
-        axes.set_axis_off()
-    fig.suptitle(f"Barycenters of {len(clouds)} clouds: {config.points} points that move")
-    save_figure(fig, folder / "clouds.png")
+    fig, panels = plt.subplots(3, 4, figsize=(WIDTH, 6.4), layout="constrained")
+    for leg, row in enumerate(panels):
+        row[0].set_ylabel(f"{SHAPES[leg]} + {SHAPES[leg + 1]}")
+        for axes, frame in zip(row, frames[3 * leg :]):
+            axes.scatter(*frame.T, c=colour, cmap="hsv", s=6, linewidths=0)
+            axes.set(xlim=(0.08, 0.92), ylim=(0.08, 0.92), aspect="equal", xticks=[], yticks=[])
+    for axes, share in zip(panels[0], np.linspace(0, 1, 4)):
+        axes.set_title(f"{1 - share:.0%} + {share:.0%}", fontsize=10)
+    save_small(fig, folder / "clouds.png")
 
 
 # --------------------------------------------------------------------------------------- colours
@@ -398,9 +402,10 @@ def by_channel(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def by_colour(
-    source: np.ndarray, target: np.ndarray, plan: Callable, count: int, rng: np.random.Generator
+    source: np.ndarray, target: np.ndarray, plan: Callable, count: int, seed: int
 ) -> np.ndarray:
     """The pixels (N, 3) moved as the nearest of a sample is moved by its plan, on average."""
+    rng = np.random.default_rng(seed)
     x = source[rng.choice(len(source), count, replace=False)]
     y = target[rng.choice(len(target), count, replace=False)]
     P = plan(x, y)
@@ -419,31 +424,28 @@ def make_colours(config: Config, folder: Path) -> None:
         uniform = np.full(len(x), 1 / len(x))
         return ot.sinkhorn(uniform, uniform, ot.dist(x, y), config.colour_reg, warn=False)
 
-    pictures = sample_pictures()
-    china, flower = (picture.reshape(-1, 3) for picture in pictures)
-
-    def rng() -> np.random.Generator:  # the same pixels for every method
-        return np.random.default_rng(config.seed)
-
+    sample = config.pixels, config.seed  # the same pixels for every method
     methods = {
         "IPOT, each channel": by_channel,
-        "IPOT, RGB": lambda x, y: by_colour(x, y, exact, config.pixels, rng()),
+        "IPOT, RGB": lambda x, y: by_colour(x, y, exact, *sample),
         f"Sinkhorn, RGB, reg {config.colour_reg:g}": lambda x, y: by_colour(
-            x, y, entropic, config.pixels, rng()
+            x, y, entropic, *sample
         ),
     }
-    fig, panels = plt.subplots(2, 4, figsize=(13, 4.7), layout="constrained")
-    for row, source, target, shape in zip(
-        panels, (china, flower), (flower, china), (picture.shape for picture in pictures)
-    ):
+    fig, panels = plt.subplots(2, 4, figsize=(WIDTH, 3.05), layout="constrained")
+    pictures = sample_pictures()
+    for row, subject, source, target in zip(panels, ("temple", "flower"), pictures, pictures[::-1]):
         results = {"original": source}
         for name, method in tqdm(methods.items(), desc="colours", leave=False):
-            results[name] = method(source, target)
-        for axes, (name, result) in zip(row, results.items()):
-            axes.imshow(result.reshape(shape))
-            axes.set_title(name, fontsize=10)
-            axes.set_axis_off()
-    save_figure(fig, folder / "colours.png")
+            results[name] = method(source.reshape(-1, 3), target.reshape(-1, 3))
+        for axes, result in zip(row, results.values()):
+            axes.imshow(result.reshape(source.shape))
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(subject)
+    for axes, name in zip(panels[0], results):
+        axes.set_title(name, fontsize=10)
+    # A palette would show.
+    save_small(fig, folder / "colours.png", lambda x: x.point(lambda v: 5 * round(v / 5)))
 
 
 # ------------------------------------------------------------------------------------------- run
@@ -480,9 +482,7 @@ def check(config: Config) -> None:
         if getattr(config, name) < low:
             raise ValueError(f"{name}: got {getattr(config, name)}; accepts integers from {low} up")
     if config.digits > 174:
-        raise ValueError(
-            f"digits: got {config.digits}; accepts integers up to 174, those there are"
-        )
+        raise ValueError(f"digits: got {config.digits}; accepts integers up to 174")
 
 
 def run(config: Config) -> Path:
@@ -499,7 +499,7 @@ def run(config: Config) -> Path:
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, description=textwrap.indent(__doc__, " "))  # tyro keeps such lines
     try:
         run(config)
     except ValueError as error:
