@@ -34,6 +34,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from benchmarks.cells import run_cells
+from benchmarks.objectives import WIDTH, save_small
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.image_metrics import frechet_distance
@@ -45,7 +46,8 @@ from generative.runs import written_whole
 from learning_demo import Config as Settings
 from learning_demo import Training
 
-SPACES = ("latent", "pixels")
+NAMES = {"latent": "latents", "pixels": "pixels"}
+SPACES = tuple(NAMES)
 # What is compared besides the objectives, each with the spaces that it is for.
 CONTROLS = {
     "random pairs": ({"objective": "ot-cfm", "coupled": False}, ("latent", "pixels")),
@@ -59,7 +61,9 @@ COLUMNS = (
     *("nearer_training", "w2", "steps 1", "steps 2", "seconds"),
 )
 FEW_STEPS = (1, 2)  # of a flow
-ROWS, ACROSS = 2, 14  # images of a cell in the figure
+SHEETS = {1: (2, 12), 2: (1, 6)}  # rows of images, and images across, by the number of spaces
+SHOWN = 24  # images of a cell, which are enough for each of them
+HEAD, TITLE, GAP = 1.2, 0.3, 0.08  # inches for the name of a row, for a title, and between rows
 CROP = 28  # pixels of a side
 
 
@@ -132,7 +136,7 @@ def measured(
     except ValueError as error:  # samples are no longer finite
         return found | {"failed": str(error)}
     sampler = run.sampler()
-    x = plots.pixels(sampler.sample(ROWS * ACROSS, seed).cpu().numpy(), run.target)
+    x = plots.pixels(sampler.sample(SHOWN, seed).cpu().numpy(), run.target)
     return found | {"seconds": run.spent, "frame": x.tolist()} | few_steps(run, sampler)
 
 
@@ -185,21 +189,34 @@ def mean(cells: list[dict], column: str) -> float:
     return float(np.mean(found)) if found else math.nan
 
 
-def draw(cells: list[dict], columns: tuple[str, ...], path: Path) -> None:
-    """Generated images of the first seed: a row for each name, a column for each space."""
-    cells = [cell for cell in cells if cell["seed"] == 0 and not cell["failed"]]
-    names = list(dict.fromkeys(cell["name"] for cell in cells))
-    figure = Figure(figsize=(6 * len(columns), 1.2 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(columns), squeeze=False)
-    for each in axes.flat:
-        each.set_axis_off()
-    for cell in cells:
-        panel = axes[names.index(cell["name"]), columns.index(cell["space"])]
-        images = plots.tiled(np.array(cell["frame"][: ROWS * ACROSS], np.uint8), ACROSS)
-        panel.imshow(images, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        title = f"{cell['name']}, {cell['space']}: Frechet distance {cell['frechet']:.3g}"
-        panel.set_title(title, loc="left", fontsize=9)
-    plots.save_figure(figure, path)
+def draw(cells: list[dict], spaces: tuple[str, ...], real: np.ndarray, path: Path) -> None:
+    """Generated images of the first seed, a column for each space, the best on top; and real ones.
+
+    Each column has its own order and names, as not all names have both spaces.
+    """
+    done = [cell for cell in cells if not cell["failed"]]
+    real = {"name": "real images", "frechet": mean(done, "frechet_real"), "frame": real}
+    columns = [[cell for cell in done if (cell["seed"], cell["space"]) == (0, s)] for s in spaces]
+    min(columns, key=len).append(real)
+    rows, across = SHEETS[len(spaces)]
+    width = WIDTH / len(spaces) - HEAD - GAP
+    step, longest = width * rows / across + GAP, max(map(len, columns))
+    figure = Figure(figsize=(WIDTH, TITLE + longest * step))
+    for k, (space, column) in enumerate(zip(spaces, columns)):
+        left = k * WIDTH / len(spaces) + HEAD
+        for row, cell in enumerate(sorted(column, key=lambda cell: cell["frechet"])):
+            low = (longest - 1 - row) * step
+            inches = np.array((left, low, width, step - GAP))
+            panel = figure.add_axes(inches / np.tile(figure.get_size_inches(), 2))
+            panel.set_axis_off()
+            images = plots.tiled(np.array(cell["frame"][: rows * across], np.uint8), across)
+            panel.imshow(images, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            head = f"{cell['name']}\n{cell['frechet']:.3g}".replace(", ", ",\n")
+            place = {"ha": "right", "va": "center", "transform": panel.transAxes}
+            panel.text(-GAP / width, 0.5, head, fontsize=9, **place)
+            if row == 0:
+                panel.set_title(f"{NAMES[space]}, by Frechet distance", loc="left", fontsize=10)
+    save_small(figure, path)
 
 
 def compared(config: Config, folder: Path) -> tuple[str, list[dict], list[dict]]:
@@ -258,9 +275,10 @@ def main() -> None:
     print(machine())
     show(rows)
     write_csv(rows, kept_in(config) / f"{name}.csv")
-    picture = kept_in(config) / f"{name}.png"
-    draw(cells, ("latent",) if config.contaminated else config.spaces, picture)
-    print(f"Written to {picture}")
+    images = np.load(folder / "digits.npz")["images"]
+    real = np.random.default_rng(0).choice(images, SHOWN)[..., None]
+    spaces = ("latent",) if config.contaminated else config.spaces
+    draw(cells, spaces, real, kept_in(config) / f"{name}.png")
 
 
 if __name__ == "__main__":

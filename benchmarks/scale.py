@@ -243,24 +243,31 @@ def exponent(rows: list[dict]) -> float:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Seconds against n, a panel for each dimension, and the memory where it is the plane's."""
+    """Seconds against n, a panel for each dimension, and the memory where it is the plane's.
+
+    The legend has a panel too.
+    """
     dimensions = sorted({row["d"] for row in rows})
     solvers = dict.fromkeys(row["solver"] for row in rows)
     plane = min(dimensions, key=lambda d: abs(d - 2))
     panels = [(d, "seconds") for d in dimensions] + [(plane, "MB")]
-    size = 2.9 * len(panels) + 1.4, 3.2
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
-    for axis, (d, key) in zip(axes, panels):
+    across = 2 if len(panels) < 4 else 3
+    down = -(-(len(panels) + 1) // across)
+    size = 8.3, 2.9 * down
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (d, key) in zip(axes.flat, panels):
         for solver in solvers:
             chosen = [row for row in rows if (row["solver"], row["d"]) == (solver, d)]
             if chosen:
                 _line(axis, chosen, key, solver, solver)
         power = exponent([row for row in rows if (row["solver"], row["d"]) == ("multiscale", d)])
         title = f"d = {d}" if math.isnan(power) else f"d = {d}: multiscale n^{power:.2f}"
-        axis.set_title(title if key == "seconds" else f"memory, d = {d}", fontsize=11)
+        axis.set_title(title if key == "seconds" else f"memory, d = {d}", fontsize=10)
         axis.set(xlabel="points in each cloud", ylabel=key)
-    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    axes.flat[len(panels)].legend(lines.values(), lines.keys(), loc="center", frameon=False)
     save_figure(figure, path)
 
 

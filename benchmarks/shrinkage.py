@@ -109,7 +109,9 @@ def draw(rows: list[dict], path: Path) -> None:
     for name, (color, marker) in styles.items():
         points = [(r["reg or beta"], r["sd / target's"]) for r in rows if r["objective"] == name]
         axes.plot(*np.array(points).T, marker, color=color, markersize=8, label=f"{name}, trained")
-    axes.set(xscale="log", ylim=(0, 1.15), xlabel="reg of Sinkhorn, beta of IPOT")
+    axes.set(
+        xscale="log", ylim=(0, 1.15), xlabel="reg of Sinkhorn, beta of IPOT (squared distance)"
+    )
     axes.set_ylabel("generated / target standard deviation")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -266,7 +266,7 @@ def outlier_table(config: Config, samples: dict) -> list[dict]:
 def draw_outliers(config: Config, samples: dict, path: Path) -> None:
     """Densities of the first seed's samples, on a logarithmic scale so that one percent shows."""
     figure, panels = plt.subplots(
-        1, len(config.distances), figsize=(4 * len(config.distances), 3.4), layout="constrained",
+        1, len(config.distances), figsize=(8.3, 3), layout="constrained",
         squeeze=False, sharey=True,
     )  # fmt: skip
     colors = {"kl": plots.GENERATED, "linear": "0.35"}
@@ -277,10 +277,12 @@ def draw_outliers(config: Config, samples: dict, path: Path) -> None:
             draws = samples[conjugate, distance, 0]
             density = gaussian_kde(draws, 0.08 / max(draws.std(), 1e-9))(x)
             axes.plot(x, density, color=colors.get(conjugate), label=f"generated, {conjugate}")
-        axes.set(yscale="log", ylim=(1e-5, 10), xlabel="x", title=f"1 % outliers at {-distance:g}")
+        axes.set(yscale="log", ylim=(1e-5, 10), xlabel="x")
+        axes.set_title(f"1 % outliers at {-distance:g}", fontsize=10)
+        axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("density")
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    legend_below(figure, panels[0, 0])
     plots.save_figure(figure, path)
     print(f"Written to {path}")
 
@@ -288,19 +290,28 @@ def draw_outliers(config: Config, samples: dict, path: Path) -> None:
 def draw_maps(found: dict, path: Path) -> None:
     """Source against image, with the monotone map between the two mixtures."""
     figure, panels = plt.subplots(
-        1, len(found), figsize=(4 * len(found), 3.6), layout="constrained",
+        1, len(found), figsize=(8.3, 3.2), layout="constrained",
         squeeze=False, sharey=True,
     )  # fmt: skip
     rng = torch.Generator().manual_seed(9)
     ends = [np.sort(z.draw(50000, rng)[:, 0].numpy()) for z in (MAP_SOURCE, MAP_TARGET)]
     for axes, ((conjugate, tau), (source, images)) in zip(panels[0], found.items()):
-        axes.plot(source[:2000], images[:2000], ".", color=plots.GENERATED, markersize=2)
-        axes.plot(*ends, color=plots.TARGET, linewidth=1, label="monotone map")
-        axes.set(xlabel="source x", title=f"{conjugate}, tau {tau:g}")
+        dots = {"color": plots.GENERATED, "markersize": 2, "label": "trained map"}
+        axes.plot(source[:2000], images[:2000], ".", **dots)
+        axes.plot(*ends, color=plots.TARGET, linewidth=1.2, label="monotone map")
+        axes.set_xlabel("source x")
+        axes.set_title(f"{conjugate}, tau {tau:g}", fontsize=10)
     panels[0, 0].set_ylabel("T(x, z)")
-    panels[0, 0].legend(frameon=False)
+    legend_below(figure, panels[0, 0])
     plots.save_figure(figure, path)
     print(f"Written to {path}")
+
+
+def legend_below(figure: plt.Figure, axes: plt.Axes) -> None:
+    """That of one panel for all of them, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    below = {"loc": "outside lower center", "ncols": len(labels), "frameon": False}
+    figure.legend(handles, labels, **below, fontsize=9, markerscale=4)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import ot
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import norm
 from sklearn.datasets import load_digits
@@ -14,6 +15,7 @@ from benchmarks import (
     batches,
     certificates,
     couplings,
+    gallery,
     images,
     memory,
     objectives,
@@ -23,7 +25,8 @@ from benchmarks import (
     unbalanced,
     vision_language,
 )
-from generative import image_yardstick
+from generative import image_yardstick, plots
+from generative.targets import TARGETS
 
 
 @pytest.mark.parametrize(
@@ -62,9 +65,34 @@ def test_cells_are_run_once_and_tabled(tmp_path, monkeypatch):
     first, _ = objectives.table(cells)
     assert first["mean"] == cells[0]["distance"] and first["spread"] == 0
     assert first["over reference"] == cells[0]["distance"] / cells[0]["reference"]
-    objectives.draw_fits(config, cells, tmp_path / "fits.png")
-    with Image.open(tmp_path / "fits.png") as image:
-        assert len(image.convert("RGB").getcolors(10**6)) > 20
+    path = tmp_path / "fits.png"
+    objectives.draw_fits(cells, config.objectives, config.targets, path)
+    assert colours(path) > 20
+
+
+def colours(path):
+    """The number of those of a figure that fits a page."""
+    with Image.open(path) as image:
+        assert image.width <= 1000
+        return len(image.convert("RGB").getcolors(10**6))
+
+
+def test_the_gallery_shows_each_target_and_the_shares_of_modes(tmp_path):
+    """The last cell failed and is in the figure only."""
+    cells = [gallery.run_cell("gaussian", 0, 2)]
+    rng = torch.Generator().manual_seed(0)
+    for name in ("ring", "moons", "checkerboard", "grid"):
+        frame = plots.frame(TARGETS[name].draw(500, rng).numpy(), TARGETS[name])
+        found = {"distance": 0.3, "reference": 0.2, "seconds": 1.0, "frame": frame.tolist()}
+        shares = {"smallest_mode": 0.1, "largest_mode": 0.2}
+        cells.append({"target": name, "seed": 0, "failed": ""} | found | shares)
+    del cells[-1]["distance"]
+    first, ring, *rest = gallery.table(cells)
+    assert [row["target"] for row in rest] == ["moons", "checkerboard"]
+    assert (first[""], ring[""]) == ("W1", "W2") and first["ratio"] > 1
+    assert ring["smallest mode"] == pytest.approx(0.8) and first["smallest mode"] == ""
+    gallery.draw(cells, tmp_path / "gallery.png")
+    assert colours(tmp_path / "gallery.png") > 20
 
 
 def test_exact_shares_of_outliers():
@@ -134,7 +162,7 @@ def test_objectives_on_images(tmp_path, monkeypatch):
     flow, mixture, wgan, real = images.table(cells)
     assert flow["steps 1"] > 0 and flow["minibatches"] > 0 and math.isnan(wgan["steps 1"])
     assert mixture["frechet"] < wgan["frechet"] and real["frechet"] < mixture["frechet"]
-    images.draw(cells, images.SPACES, tmp_path / "images.png")
-    assert (tmp_path / "images.png").stat().st_size > 10000
+    images.draw(cells, images.SPACES, found.images[:24, ..., None], tmp_path / "images.png")
+    assert colours(tmp_path / "images.png") > 20
     cell = images.run_contaminated("linear", 0, 0.05, 1.0, 1, str(tmp_path))
     assert cell["foreign_real"] == pytest.approx(0.05, abs=0.02) and 0 <= cell["foreign"] <= 1
