@@ -199,7 +199,7 @@ class Training:
             self.autoencoder = learnt_autoencoder(
                 config, data, shape, self.new_rng(7), learnt.get("autoencoder")
             )
-            self.spent, shape = time.perf_counter() - started, None
+            self.spent, shape = ranks.agreed(time.perf_counter() - started), None
             data = self.autoencoder.encode(data)
         self.generator = new_generator(config, data.shape[1], shape).to(self.device)
         self.generator.initialise(data, rng)
@@ -366,6 +366,10 @@ def train(config: Config) -> dict:
         if config.batchsize % ranks.count():
             several = f"a multiple of the {ranks.count()} processes"
             raise ValueError(f"batchsize: got {config.batchsize}; accepts {several}")
+        if ranks.count() > 1 and torch.device(device_name(config.device)).index is not None:
+            raise ValueError(
+                f"device: got {config.device}; several processes accept auto, cuda, cpu"
+            )
         return _train(config, target, started) if ranks.rank() == 0 else _help(config, target)
 
 
@@ -379,7 +383,7 @@ def _train(config: Config, target: Target, started: float) -> dict:
             print(f"Writing to {folder}{own_defaults(config)}")
         else:
             check_checkpoint(saved, config, target)
-        ranks.agreed(folder)
+        ranks.agreed(saved)
         run = Training(config, target, saved)
         if saved is not None:
             run.restore(saved)
@@ -396,8 +400,7 @@ def _train(config: Config, target: Target, started: float) -> dict:
 
 def _help(config: Config, target: Target) -> dict:
     """The training of another rank: its rows of each minibatch, and nothing else."""
-    folder = ranks.agreed(None)
-    saved = last_checkpoint(folder, torch.device(device_name(config.device)))
+    saved = ranks.agreed(None)
     run = Training(config, target, saved)
     if saved is not None:
         run.restore(saved)
@@ -407,8 +410,10 @@ def _help(config: Config, target: Target) -> dict:
             run.run_epoch()
             if run.due(before):
                 run.evaluate()
-            if ranks.any_of(stop.is_set()) and run.done < 1:
-                raise KeyboardInterrupt
+            if ranks.any_of(stop.is_set()):
+                ranks.agreed(None)  # the first rank has saved
+                if run.done < 1:
+                    raise KeyboardInterrupt
     return ranks.agreed(None)
 
 
@@ -445,8 +450,10 @@ def _fit(run: Training, folder: Path, started: float, stop: threading.Event) -> 
             if due == "figure" or (stopped and run.is_finite()):
                 run.seconds = time.perf_counter() - started
                 save_checkpoint(folder / "checkpoint.pt", run.state())
-            if stopped and run.done < 1:
-                raise KeyboardInterrupt
+            if stopped:
+                ranks.agreed(None)
+                if run.done < 1:
+                    raise KeyboardInterrupt
         return _finish(run, folder, started, display)
 
 
@@ -482,7 +489,11 @@ def main() -> None:
         config = from_command_line(Config, description=f"{title}\n\n{commands}")
         train(config)
     except ValueError as error:
-        sys.exit(f"learning_demo.py: {error}" if ranks.is_first() else 1)
+        if not ranks.is_first():
+            time.sleep(
+                2
+            )  # the first rank says the same, and ends this one, if it is not this one's
+        sys.exit(f"learning_demo.py: {error}")
     except KeyboardInterrupt as stop:
         words = f"\nStopped. To go on: {stop}" if stop.args else "\nStopped."
         sys.exit(words if ranks.is_first() else 1)

@@ -8,10 +8,11 @@ table has updates a second (an update is a plan and the steps that follow it) an
 time in which the first rank solves. From the measured constants the second table computes, and does
 not measure, up to 64 processes that have a core each:
 
-    seconds(B, R) = solve(B) + steps * (step(B / R) + log2(R) * messages)
+    seconds(B, R) = solve(B) + steps * step(B / R) + log2(R) * (sharing(B) + steps * messages)
 
-solve(B) grows as a power of B, step(b) as a line, through what one process measured; `messages` is
-what a step of two processes took longer than one process's step of half the smallest batch.
+solve(B) grows as a power of B, step(b) as a line, through what one process measured. `messages` is
+what a step of two processes took longer than one process's step of half the smallest batch, and
+sharing(B), a line, what they took to gather a minibatch and to send its destinations.
 """
 
 import json
@@ -122,16 +123,20 @@ def model(measured: dict[tuple[int, int], dict[str, float]], sizes: tuple[int, .
     slope, fixed = np.polyfit(sizes, of_step, 1, w=1 / of_step)
     fixed, least, steps = max(fixed, 0.0), sizes[0], one[sizes[0]]["steps"]
     messages = max(measured[least, 2]["step"] - (fixed + slope * least / 2), 0.0)
+    shares = np.array([measured[size, 2]["sharing"] for size in sizes])
+    each, once = np.polyfit(sizes, shares, 1, w=1 / shares)
     print(
         f"solve {np.exp(factor):.2g} s * B^{power:.2f}, step {1e3 * fixed:.2g} ms + "
-        f"{1e6 * slope:.2g} us * b, messages {1e3 * messages:.2g} ms, {steps} steps for a plan"
+        f"{1e6 * slope:.2g} us * b, messages {1e3 * messages:.2g} ms, "
+        f"sharing {1e3 * once:.2g} ms + {1e6 * each:.2g} us * B, {steps} steps for a plan"
     )
     rows = []
     for size in (*sizes, *(sizes[-1] * 2**k for k in (1, 2))):
         row = {"batch": size}
         for world in RANKS:
             solve = np.exp(factor) * size**power
-            step = steps * (fixed + slope * size / world + np.log2(world) * messages)
+            step = steps * (fixed + slope * size / world)
+            step += np.log2(world) * (max(once + each * size, 0.0) + steps * messages)
             row[f"{world}"] = f"{1 / (solve + step):.3g} ({solve / (solve + step):.0%})"
         row["solve, ms"], row["steps of 64, ms"] = 1e3 * float(solve), 1e3 * float(step)
         rows.append(row)
@@ -143,6 +148,8 @@ def main() -> None:
         worker(*sys.argv[2:])
         return
     config = tyro.cli(Config, description=__doc__)
+    if len(config.sizes) < 2:
+        raise ValueError(f"sizes: got {config.sizes}; accepts two or more")
     print(f"{machine()}, one thread in each process")
     rows = []
     for objective in config.objectives:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from generative.point_files import check_unchanged, stamp
 from generative.ranks import is_first
 
 FEWEST = 100  # images in a set
@@ -133,6 +134,10 @@ class Pixels:
         """Some of the images, which stay unread."""
         return Pixels(self._read, self._marks, self._index[which], self.shape[1:])
 
+    def through(self, change: Callable[[np.ndarray], np.ndarray], shape: tuple) -> "Pixels":
+        """The images (n, h, w, c) that a function makes of these, of another shape (h, w, c)."""
+        return Pixels(lambda k: change(self._read(k)), self._marks, self._index, shape)
+
     def marks(self) -> Iterator[bytes]:
         return self._marks(self._index)
 
@@ -144,9 +149,12 @@ class Pixels:
 
 
 def of_array(array: np.ndarray) -> Pixels:
-    """Images of an array (n, h, w, c) of uint8 or of numbers from 0 to 1."""
+    """Images of a mapped array (n, h, w, c) of uint8 or of numbers from 0 to 1."""
+
+    before = stamp(array)
 
     def read(index: np.ndarray) -> np.ndarray:
+        check_unchanged(array, before)
         rows = array[index]
         return np.asarray(rows) if rows.dtype == np.uint8 else as_bytes(rows)
 
@@ -179,22 +187,20 @@ def read_folder(folder: Path, size: int, channels: int) -> tuple[Pixels, np.ndar
     classes = [path.relative_to(folder).parts[0] for path in paths]
     inside = all(len(path.relative_to(folder).parts) > 1 for path in paths)
     names, labels = np.unique(classes, return_inverse=True)
-    kept = np.empty((len(paths), size, size, channels), np.uint8)  # takes memory where it is filled
-    known = np.zeros(len(paths), bool)
+    kept = {}
 
     def read(index: np.ndarray) -> np.ndarray:
-        asked = np.atleast_1d(index)
-        few = not is_first() or len(asked) < MANY
-        for k in tqdm(asked[~known[asked]], "reading pictures", disable=few):
-            kept[k], known[k] = _read_picture(paths[k], size, channels), True
-        return kept[index]
+        new = [k for k in index.tolist() if k not in kept]
+        for k in tqdm(new, "reading pictures", disable=len(new) < MANY or not is_first()):
+            kept[k] = _read_picture(paths[k], size, channels)
+        return np.stack([kept[k] for k in index.tolist()])
 
     def marks(index: np.ndarray) -> Iterator[bytes]:
         """Names and sizes, as contents would have to be read."""
         files = ((str(paths[k].relative_to(folder)), paths[k].stat().st_size) for k in index)
         return (repr(file).encode() for file in files)
 
-    pixels = Pixels(read, marks, np.arange(len(paths)), kept.shape[1:])
+    pixels = Pixels(read, marks, np.arange(len(paths)), (size, size, channels))
     return pixels, labels if inside and len(names) > 1 else None
 
 

@@ -1,5 +1,6 @@
 """Measures generated images by held-out ones."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,7 +27,13 @@ MANY = 2500  # images for a Frechet distance, at most
 QUICK = 1000  # the same, during a training
 NEIGHBOURS = 1000  # images for what takes all distances between them, at most
 WORDS = "training a network to measure with"
+ENTRIES = 2**27  # of images at once, half a gigabyte
 LATENTS = 24  # of an autoencoder whose latents are features
+
+
+def fitting(shape: tuple[int, int, int]) -> int:
+    """How many images of this shape are looked at together, at most."""
+    return max(1000, ENTRIES // math.prod(shape))
 
 
 class Eye(nn.Module):
@@ -60,9 +67,10 @@ class Eye(nn.Module):
     def train_on(self, images: Images, rng: torch.Generator) -> None:
         """Learn from the training set, less the foreign images, on the device of rng."""
         own = images.own or images
-        rows = image_rows(torch.from_numpy(own.train[:LEARNT])).to(rng.device)
+        learnt = min(LEARNT, fitting(own.shape))
+        rows = image_rows(torch.from_numpy(own.train[:learnt])).to(rng.device)
         if self.labelled:
-            labels = torch.from_numpy(own.train_labels[:LEARNT]).to(rng.device)
+            labels = torch.from_numpy(own.train_labels[:learnt]).to(rng.device)
             self.model.train_on(rows, labels, STEPS, rng, WORDS)
         else:
             self.model.train_on(rows, STEPS, rng, words=WORDS)
@@ -129,7 +137,8 @@ class ImageYardstick:
         self.eye, self.full, self.data, self.shape = eye, full, data, target.shape
         self.inception = full and inception
         self.pixels = Yardstick(target, data, rng, full=False)
-        self.held_out = torch.from_numpy(target.held_out[:]).to(data.device)
+        most = fitting(target.shape)
+        self.held_out = torch.from_numpy(target.held_out[:most]).to(data.device)
         self.due = None
         own = target.images.own or target.images
         if eye.labelled:

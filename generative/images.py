@@ -4,6 +4,7 @@ import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from generative.image_files import (
     read_idx,
     resized,
 )
+from generative.ranks import by_first
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def read_images(
     else:
         place = PUBLISHED[name].place(data_dir, name)
         if fetch:
-            PUBLISHED[name].download(place)
+            by_first(lambda: PUBLISHED[name].download(place))
         images = read_cifar(place) if name == "cifar10" else read_mnist(place, seed)
     return with_shape(images, size, channels)
 
@@ -291,7 +293,8 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, name: str, seed: in
     _check_shape(pixels, name)
     if pixels.dtype != np.uint8:
         numbers = pixels.dtype.kind in "biuf"
-        low, high = (pixels.min(), pixels.max()) if numbers else (None, None)
+        ends = by_first(lambda: (pixels.min(), pixels.max())) if numbers else (None, None)
+        low, high = ends
         if pixels.dtype.kind not in "bf" or not (low >= 0 and high <= 1):
             span = f" from {low} to {high}" if numbers else ""
             raise ValueError(
@@ -353,7 +356,12 @@ def with_shape(images: Images, size: int, channels: int) -> Images:
     shape = (size or height, size or width, channels or own)
     if shape == images.shape:
         return images
-    train, held_out = (_made_like(pixels, shape) for pixels in (images.train, images.held_out))
+    train, held_out = (
+        pixels.through(partial(_made_like, shape=shape), shape)
+        if isinstance(pixels, Pixels)
+        else _made_like(pixels, shape)
+        for pixels in (images.train, images.held_out)
+    )
     return replace(images, train=train, held_out=held_out)
 
 

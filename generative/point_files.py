@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,6 +43,7 @@ class Points:
             numbers, or if their spread is zero, too small or too large to compute with.
         """
         self._file = _opened(path)
+        self._stamp = stamp(self._file)
         self.index = np.arange(len(self._file))
         found = by_first(lambda: _surveyed(self._file, path))
         self.origin, self.offset, self.scale, self.digest = found
@@ -56,6 +58,7 @@ class Points:
         return len(self.index)
 
     def __getitem__(self, which) -> np.ndarray:
+        check_unchanged(self._file, self._stamp)
         index = self.index[which]
         found = np.empty((len(index), self._file.shape[1]), np.float32)
         step = max(1, PART // found.shape[1])
@@ -67,6 +70,22 @@ class Points:
     def exact(self, index: np.ndarray) -> np.ndarray:
         """These rows of the file beyond the origin, float64."""
         return _beyond(self._file[index], self.origin)
+
+
+def stamp(file: np.memmap) -> tuple[int, int]:
+    """Size and time of a mapped file, which change when it is written anew."""
+    found = os.stat(file.filename)
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(file: np.memmap, before: tuple[int, int]) -> None:
+    """ValueError if a mapped file has changed, as its rows would be others or none."""
+    try:
+        same = stamp(file) == before
+    except OSError:  # deleted: what is mapped stays
+        same = True
+    if not same:
+        raise ValueError(f"data_path: {file.filename} has changed since the run began")
 
 
 def _opened(path: str) -> np.ndarray:

@@ -7,7 +7,7 @@ minibatch. It keeps its own rows of it:
     gathered    the whole of what each rank has some rows of
     of_all      what a function of whole minibatches gives, computed by one rank: a plan is one of
                 the whole minibatch
-    by_first    what the first rank finds: where a file is looked at whole
+    by_first    what the first rank finds alone, such as the survey of a whole file
     averaged_   gradients, whose mean over the ranks is that of the whole minibatch
     normalised_by_all   BatchNorm with the statistics of the whole minibatch
 
@@ -15,6 +15,10 @@ With one process each of these does nothing. Messages go through gloo, on GPUs t
 """
 
 import os
+import signal
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,8 +29,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PATIENCE = timedelta(seconds=1800)  # with a rank that computes; one that has ended is noticed
-SMALL = 2**18  # entries of all ranks together
+PATIENCE = timedelta(days=7)  # with a rank that computes; one that has ended is noticed at once
+SMALL = 2**18  # entries of all ranks, up to which sums are gathered instead of reduced
 MARK = ".torchrun"  # a file in a run's folder
 
 
@@ -50,18 +54,67 @@ def joined(cuda: bool):
         return
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # torchrun's store outlives its workers: addresses of those before a restart are left in it.
     store, number, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    store = dist.PrefixStore(_start(store, number, world), store)
     options = {"store": store, "rank": number, "world_size": world, "timeout": PATIENCE}
-    dist.init_process_group("nccl" if cuda else "gloo", **options)
+    with _heard():
+        dist.init_process_group("nccl" if cuda else "gloo", **options)
+    try:
+        with _ended_by_torchrun():
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _start(store: dist.Store, number: int, world: int) -> str:
+    """A name that the ranks of this start share, and none before it had.
+
+    torchrun's store outlives its workers, whose addresses are left in it, and its count of restarts
+    is each machine's own. So each rank asks by a word of its own, until the first has answered all.
+    """
+    word = uuid.uuid4().hex
+    store.set(f"asks{number}", word)
+    if number:
+        name = store.get(f"answer{word}").decode()
+        store.set(f"heard{name}{number}", "")
+        return name
+    others = range(1, world)
+    while not store.check([f"heard{word}{k}" for k in others]):
+        for k in others:
+            if store.check([f"asks{k}"]):
+                store.set(f"answer{store.get(f'asks{k}').decode()}", word)
+        time.sleep(0.05)
+    return word
+
+
+@contextmanager
+def _heard():
+    """Lost for a message that another rank does not answer any more."""
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL have no error of their own for this
         reason = str(error).partition("\n")[0]
-        raise Lost(f"rank {number} stops, as another one has ended ({reason})") from None
+        name = os.environ.get("RANK", "0")
+        raise Lost(f"rank {name} stops, as another one has ended ({reason})") from None
+
+
+@contextmanager
+def _ended_by_torchrun():
+    """Lost where torchrun ends this process, as it does when another one has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_) -> None:
+        raise Lost(f"rank {rank()} stops, as another one has ended (torchrun says so)")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, before)
 
 
 def own(x: Tensor) -> Tensor:
@@ -75,7 +128,8 @@ def gathered(x: Tensor) -> Tensor:
     if count() == 1:
         return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
-    dist.all_gather(parts, x.detach().contiguous())
+    with _heard():
+        dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
 
 
@@ -122,7 +176,8 @@ def agreed(value):
     """The first rank's value, for all."""
     found = [value]
     if count() > 1:
-        dist.broadcast_object_list(found)
+        with _heard():
+            dist.broadcast_object_list(found)
     return found[0]
 
 
@@ -131,7 +186,8 @@ def any_of(flag: bool) -> bool:
     if count() == 1:
         return flag
     found = [None] * count()
-    dist.all_gather_object(found, flag)
+    with _heard():
+        dist.all_gather_object(found, flag)
     return any(found)
 
 
@@ -152,39 +208,49 @@ def _summed(x: Tensor) -> Tensor:
     if dist.get_backend() == "gloo" and count() * x.numel() < SMALL:
         return gathered(x[None]).sum(0)
     total = x.clone()
-    dist.all_reduce(total)
+    with _heard():
+        dist.all_reduce(total)
     return total
 
 
 class _Whitened(torch.autograd.Function):
-    """x less its mean, over its standard deviation, of each channel of all ranks' rows; and these
-    statistics' mean and variance, without gradients. One message each way.
+    """x less the mean of its channel over all ranks' rows, in units of their standard deviation.
+
+    It also gives the mean, the variance and the number of entries of a channel, without gradients.
+    There is one message each way.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, ...]:
         ctx.others = [axis for axis in range(x.ndim) if axis != 1]
-        own = torch.stack(torch.var_mean(x, ctx.others, correction=0, keepdim=True))
-        variances, means = gathered(own[None]).unbind(1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square().mean(0)
-        scale = (variance + eps).rsqrt()
-        x = (x - mean) * scale
+        shape = [1 if axis in ctx.others else -1 for axis in range(x.ndim)]
+        found = x.new_zeros(2, x.shape[1])  # of a rank that has no rows
+        if len(x):
+            found = torch.stack(torch.var_mean(x, ctx.others, correction=0))
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        found = gathered(torch.cat((found.ravel(), count))[None])
+        counts, (variances, means) = found[:, -1:], found[:, :-1].chunk(2, 1)
+        ctx.count = counts.sum()
+        share = counts / ctx.count
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
+        scale = (variance + eps).rsqrt().view(shape)
+        x = (x - mean.view(shape)) * scale
         ctx.save_for_backward(x, scale)
-        ctx.mark_non_differentiable(mean, variance)
-        return x, mean, variance
+        ctx.mark_non_differentiable(mean, variance, ctx.count)
+        return x, mean, variance, ctx.count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, None]:
         x, scale = ctx.saved_tensors
-        own = [z.mean(ctx.others, keepdim=True) for z in (grad, grad * x)]
-        shift, slope = _summed(torch.stack(own)) / count()
+        sums = [z.sum(ctx.others, keepdim=True) for z in (grad, grad * x)]
+        shift, slope = _summed(torch.stack(sums)) / ctx.count
         return scale * (grad - shift - slope * x), None
 
 
 class _GlobalNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm whose statistics in training are those of all ranks' rows, as many from each."""
+    """BatchNorm whose statistics in training are those of all ranks' rows."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -192,15 +258,15 @@ class _GlobalNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or count() == 1:
             return super().forward(x)
-        n = count() * x.numel() / x.shape[1]
-        x, mean, variance = _Whitened.apply(x, self.eps)
+        x, mean, variance, n = _Whitened.apply(x, self.eps)
         self.num_batches_tracked += 1
         rate = self.momentum or 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.ravel(), rate)
-        self.running_var.lerp_(variance.ravel() * (n / (n - 1)), rate)
+        self.running_mean.lerp_(mean, rate)
+        self.running_var.lerp_(variance * (n / (n - 1)), rate)
         if not self.affine:
             return x
-        return torch.addcmul(self.bias.view_as(mean), x, self.weight.view_as(mean))
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
 
 
 def normalised_by_all(network: nn.Module) -> nn.Module:
@@ -219,19 +285,24 @@ def is_first() -> bool:
 
 def remember_folder(folder: Path) -> None:
     """Leave a mark by which processes that torchrun starts again find the run's folder."""
-    if count() > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         (folder / MARK).write_text(_agent())
 
 
 def restarted_folder(parent: str | Path) -> str:
     """The folder that this torchrun's processes had before they were started again, or ""."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     marks = [mark for mark in Path(parent).glob(f"*/{MARK}") if mark.read_text() == _agent()]
     return str(max(marks, key=lambda mark: mark.stat().st_mtime).parent) if marks else ""
 
 
 def _agent() -> str:
-    """What names the torchrun that started this process."""
-    names = "TORCHELASTIC_RUN_ID", "MASTER_ADDR"
-    return "-".join([*(os.environ.get(name, "") for name in names), str(os.getppid())])
+    """What names the torchrun that started this process: also its start, where /proc tells it."""
+    names = [os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR")]
+    try:
+        status = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2]
+        names.append(status.split()[19])
+    except (OSError, IndexError):
+        pass
+    return "-".join([*names, str(os.getppid())])

@@ -230,7 +230,7 @@ def test_a_mapped_array_gives_what_it_gives_in_memory(tmp_path, monkeypatch):
         assert mapped.digest() == whole.digest()
         for a, b in ((mapped.train, whole.train), (mapped.held_out, whole.held_out)):
             np.testing.assert_array_equal(a[:], b)
-            assert a.shape == b.shape and (a[3] == b[3]).all()
+            assert a.shape == b.shape
 
 
 def test_pictures_as_a_viewer_shows_them(tmp_path):

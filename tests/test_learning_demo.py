@@ -137,7 +137,7 @@ def test_one_seed_gives_the_same_numbers_and_a_second_folder(tmp_path):
 
 
 def samples_of_the_readme(outputs):
-    code = (ROOT / "README.md").read_text().split("To draw from a trained generator:")[1]
+    code = (ROOT / "README.md").read_text().split("**Draw samples.**")[1]
     names = {}
     exec(code.split("```")[1].removeprefix("python").replace("outputs", str(outputs)), names)
     return names["samples"]

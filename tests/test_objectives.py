@@ -600,8 +600,8 @@ def test_the_penalty_of_a_linear_potential_is_its_closed_form():
     assert objective.generator.training and float(norm.running_var) == 4.0
 
 
-def test_the_objective_of_the_readme_trains(tmp_path, monkeypatch):
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+def test_the_objective_of_the_docs_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "objectives.md").read_text()
     code = next(block for block in text.split("```python\n")[1:] if "(Objective)" in block)
     names = {}
     exec(code.split("```")[0], names)

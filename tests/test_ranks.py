@@ -63,6 +63,12 @@ with ranks.joined(cuda=False):
             "loss": torch.stack([step["loss"] for step in run.logged]),
             "rng": run.batches.rng.get_state(),
         }
+    x = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(0))
+    x = x if ranks.count() == 1 else x[5 * ranks.rank() : 5 + 5 * ranks.rank()]  # 5 and 3 rows
+    layer, x = torch.nn.BatchNorm1d(3), x.requires_grad_()
+    y = ranks.normalised_by_all(torch.nn.Sequential(layer))(x)
+    (y**3).sum().backward()
+    found["norm"] = [y.detach(), x.grad, layer.running_mean, layer.running_var]
     torch.save(found, f"{path}{ranks.rank()}.pt")
 """
 
@@ -114,6 +120,17 @@ def test_two_processes_train_as_one(trained, case):
     torch.testing.assert_close(mean, one[case]["loss"], rtol=1e-6, atol=1e-6)
     assert (first[case]["rng"] == one[case]["rng"]).all()
     assert (second[case]["rng"] == one[case]["rng"]).all()
+
+
+def test_norms_count_the_rows_of_each_process(trained):
+    """One process has 5 rows and the other 3: outputs, gradients and statistics are those of 8."""
+    (one,), (first, second) = trained[1], trained[2]
+    for k in range(2):
+        both = torch.cat((first["norm"][k], second["norm"][k]))
+        torch.testing.assert_close(both, one["norm"][k], rtol=1e-12, atol=1e-12)
+    for k in (2, 3):
+        for other in (first, second):
+            torch.testing.assert_close(other["norm"][k], one["norm"][k], rtol=1e-12, atol=1e-12)
 
 
 def torchrun(*words, cwd):

@@ -392,3 +392,11 @@ def test_a_file_is_read_in_parts(tmp_path, monkeypatch, dtype, offset):
     some = np.array([7, 3, 499])
     np.testing.assert_array_equal(points.part(some)[:], points[some])
     assert points.digest == hashlib.sha256((tmp_path / "mine.npy").read_bytes()).hexdigest()
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(500, 2)))
+    target = from_file(str(tmp_path / "mine.npy"), seed=0)
+    np.save(tmp_path / "mine.npy", np.zeros((500, 2)))
+    with pytest.raises(ValueError, match="has changed since the run began"):
+        target.two_sets(10, torch.Generator())

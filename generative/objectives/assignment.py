@@ -101,6 +101,7 @@ class Assignment(CriticObjective):
             self.critic_optimizer.zero_grad(set_to_none=True)
             for rows, slope in zip(parts, slopes.split(len(parts[0]))):  # not all at once in memory
                 (slope @ self.critic(rows)).backward()
+            ranks.averaged_(x.grad for x in self.critic.parameters())
             self.critic_optimizer.step()
         self.uniformity = {
             "unassigned": (counts == 0).to(psi.dtype).mean(),
