@@ -9,8 +9,8 @@
 Edit `Config` below or override its fields on the command line (`--help` lists them). In each step
 the generator turns noise into points x, IPOT finds the cheapest plan P that moves them onto a
 minibatch y of the target, and the generator follows the plan. Other objectives are there to
-compare; each is a short file in generative/objectives. Started by torchrun it
-trains in several processes (generative/ranks.py).
+compare; each is a short file in generative/objectives. Started by torchrun it trains in several
+processes (generative/ranks.py).
 """
 
 import dataclasses

@@ -4,11 +4,11 @@
     python -m benchmarks.gallery --seeds 3 --jobs 2
     python -m benchmarks.gallery --targets ring grid --epochs 100
 
-Every run trains from scratch on one thread. One that is in the output folder already is not made
-again. On the line the distance is W1 to the law, and the reference that of the training set; on the
-plane it is W2 to fresh samples, and the reference the two-sample distance. The smallest and the
-largest mode are the shares of samples there, in units of what is due to a mode. The figure shows
-the first seed.
+Every run trains from scratch on one thread. A run whose result is already in the output folder is
+not repeated. On the line the distance is W1 to the law, and the reference that of the training set;
+on the plane it is W2 to fresh samples, and the reference the two-sample distance. The smallest and
+the largest mode are the shares of samples there, in units of what is due to a mode. The figure
+shows the first seed.
 """
 
 from dataclasses import dataclass

@@ -3,15 +3,15 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --objectives ipot-exact --sizes 512 2048
 
-Generators of the target `ring` are trained by 1 and by 2 processes of one thread each. The first
+Generators of the target `ring` are trained by 1 and by 2 processes of one thread each. The last
 table has updates a second (an update is a plan and the steps that follow it) and the part of the
-time in which the first rank solves. From the measured constants the second table computes, and does
+time in which the first rank solves. From the measured constants the first tables compute, and do
 not measure, up to 64 processes that have a core each:
 
     seconds(B, R) = solve(B) + steps * step(B / R) + log2(R) * (sharing(B) + steps * messages)
 
 solve(B) grows as a power of B, step(b) as a line, through what one process measured. `messages` is
-what a step of two processes took longer than one process's step of half the smallest batch, and
+the extra time of a step in two processes, against one process with half the smallest batch, and
 sharing(B), a line, what they took to gather a minibatch and to send its destinations.
 """
 

@@ -11,7 +11,7 @@ from generative.ranks import by_first
 
 LARGEST = 784  # dimensions
 FEWEST = 100  # points
-EXTREME = 1e303  # entries up to it, range from its inverse up
+EXTREME = 1e303  # the largest entry; the smallest range is its inverse
 FAR = 1000  # times their range: data so far from 0 are shown from a point beside them
 PART = 2**22  # entries that are looked at together
 

@@ -5,8 +5,7 @@ minibatch. It keeps its own rows of it:
 
     own         rows of a minibatch that belong to this rank
     gathered    the whole of what each rank has some rows of
-    of_all      what a function of whole minibatches gives, computed by one rank: a plan is one of
-                the whole minibatch
+    of_all      the result of a function of the whole minibatch, such as a plan, by one rank
     by_first    what the first rank finds alone, such as the survey of a whole file
     averaged_   gradients, whose mean over the ranks is that of the whole minibatch
     normalised_by_all   BatchNorm with the statistics of the whole minibatch
@@ -66,6 +65,7 @@ def joined(cuda: bool):
             yield
     finally:
         dist.destroy_process_group()
+        time.sleep(0.2)  # gloo's threads drop their last tensors, which aborts a Python that ends
 
 
 def _start(store: dist.Store, number: int, world: int) -> str:
