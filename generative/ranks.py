@@ -113,6 +113,9 @@ def _ended_by_torchrun():
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Lost:
+        before = signal.SIG_IGN  # the process ends by itself, with a line that says why
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
