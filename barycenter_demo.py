@@ -36,7 +36,7 @@ from tqdm import tqdm
 import exactot
 import ipot
 from generative.display import has_window
-from generative.plots import save_figure, save_gif
+from generative.plots import save_gif, save_small
 from generative.runs import new_run_folder
 
 WIDTH = 8.3  # inches; the README shows figures 830 pixels wide
@@ -66,13 +66,6 @@ class Config:
     seed: int = 0  # of ellipses, places of digits, clouds and choice of pixels
     output_dir: str = "outputs"  # a folder of its own is made in here
     show: bool = True  # show the figures where there is a display
-
-
-def save_small(figure: Figure, path: Path, fewer: Callable = lambda x: x.quantize(64)) -> None:
-    """Write a figure with fewer colours than it has, for a small file."""
-    save_figure(figure, path)
-    with Image.open(path) as image:
-        fewer(image.convert("RGB")).save(path, optimize=True)
 
 
 # ------------------------------------------------------------------------------------------ line

@@ -490,9 +490,8 @@ def main() -> None:
         train(config)
     except ValueError as error:
         if not ranks.is_first():
-            time.sleep(
-                2
-            )  # the first rank says the same, and ends this one, if it is not this one's
+            # The first rank says the same, and ends this one, unless this one alone has the error.
+            time.sleep(2)
         sys.exit(f"learning_demo.py: {error}")
     except KeyboardInterrupt as stop:
         words = f"\nStopped. To go on: {stop}" if stop.args else "\nStopped."

@@ -19,7 +19,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks.cells import run_cells
-from benchmarks.objectives import WIDTH, blank, draw_fit, fit_legend, save_small, trained
+from benchmarks.objectives import WIDTH, blank, draw_fit, fit_legend, trained
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.process import unaffected
@@ -97,7 +97,8 @@ def draw(cells: list[dict], path: Path) -> None:
     for axes in panels[len(cells) :]:
         axes.set_axis_off()
     fit_legend(figure)
-    save_small(figure, path)
+    plots.save_small(figure, path)
+    print(f"Written to {path}")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from benchmarks.cells import run_cells
-from benchmarks.objectives import WIDTH, save_small
+from benchmarks.objectives import WIDTH
 from benchmarks.table import machine, show, write_csv
 from generative import plots
 from generative.image_metrics import frechet_distance
@@ -216,7 +216,8 @@ def draw(cells: list[dict], spaces: tuple[str, ...], real: np.ndarray, path: Pat
             panel.text(-GAP / width, 0.5, head, fontsize=9, **place)
             if row == 0:
                 panel.set_title(f"{NAMES[space]}, by Frechet distance", loc="left", fontsize=10)
-    save_small(figure, path)
+    plots.save_small(figure, path)
+    print(f"Written to {path}")
 
 
 def compared(config: Config, folder: Path) -> tuple[str, list[dict], list[dict]]:

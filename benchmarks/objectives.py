@@ -24,7 +24,6 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from benchmarks.cells import run_cells
 from benchmarks.table import machine, show, write_csv
@@ -32,7 +31,6 @@ from generative import plots
 from generative.objectives import OBJECTIVES
 from generative.process import unaffected
 from generative.run_settings import settled
-from generative.runs import written_whole
 from generative.targets import TARGETS, Target
 from learning_demo import Config as Settings
 from learning_demo import Training
@@ -153,7 +151,8 @@ def draw_fits(
             place = objectives.index(cell["objective"]), targets.index(cell["target"])
             draw_fit(axes[place], cell, len(targets))
     fit_legend(figure)
-    save_small(figure, path)
+    plots.save_small(figure, path)
+    print(f"Written to {path}")
 
 
 def blank(axes: Axes) -> None:
@@ -220,14 +219,6 @@ def fit_legend(figure: Figure) -> None:
     ]
     handles.append(Line2D([], [], linestyle="", label="number: distance over its reference"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-
-
-def save_small(figure: Figure, path: Path) -> None:
-    """As a PNG with a palette: scatter plots take a third of the bytes."""
-    figure.set_dpi(120)
-    with written_whole(path) as temporary:
-        Image.fromarray(plots.picture(figure)).quantize(64).save(temporary, optimize=True)
-    print(f"Written to {path}")
 
 
 def main() -> None:

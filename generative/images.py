@@ -293,8 +293,9 @@ def read_array(array: np.ndarray, labels: np.ndarray | None, name: str, seed: in
     _check_shape(pixels, name)
     if pixels.dtype != np.uint8:
         numbers = pixels.dtype.kind in "biuf"
-        ends = by_first(lambda: (pixels.min(), pixels.max())) if numbers else (None, None)
-        low, high = ends
+        low = high = None
+        if numbers:
+            low, high = by_first(lambda: (pixels.min(), pixels.max()))
         if pixels.dtype.kind not in "bf" or not (low >= 0 and high <= 1):
             span = f" from {low} to {high}" if numbers else ""
             raise ValueError(

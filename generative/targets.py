@@ -283,19 +283,23 @@ class Rows:
         return image_rows(torch.from_numpy(self._pixels[which])).numpy()
 
 
+def _drawn(rows: Points | Rows, n: int, generator: torch.Generator) -> Tensor:
+    """At most as many rows as there are, each once, on the generator's device."""
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return torch.from_numpy(rows[order[:n].cpu().numpy()]).to(generator.device)
+
+
 def from_images(images: Images) -> Target:
     """Images as rows of pixels."""
-    train = Rows(images.train)
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        """At most as many as there are, each once."""
-        order = torch.randperm(len(train), generator=generator, device=generator.device)
-        return torch.from_numpy(train[order[:n].cpu().numpy()]).to(generator.device)
-
     return Target(
-        draw, (), held_out=Rows(images.held_out), offset=127.5, scale=127.5,
-        digest=by_first(images.digest), images=images,
-    )  # fmt: skip
+        functools.partial(_drawn, Rows(images.train)),
+        (),
+        held_out=Rows(images.held_out),
+        offset=127.5,
+        scale=127.5,
+        digest=by_first(images.digest),
+        images=images,
+    )
 
 
 def image_rows(pixels: Tensor) -> Tensor:
@@ -318,11 +322,6 @@ def from_file(path: str, seed: int) -> Target:
     if 2 * _distinct(held_out[few]) < _distinct(points.exact(held_out.index[few])):
         raise ValueError(equal_in_float32(path))
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        """At most as many as there are, each once."""
-        order = torch.randperm(len(points), generator=generator, device=generator.device)
-        return torch.from_numpy(points[order[:n].cpu().numpy()]).to(generator.device)
-
     rows, offset, scale = points[:SURVEYED], points.offset, points.scale
     projection = density = None
     if rows.shape[1] > 2:
@@ -335,7 +334,7 @@ def from_file(path: str, seed: int) -> Target:
             return histogram.pdf((x - offset[0]) / scale) / scale
 
     target = Target(
-        draw, (), density, projection=projection, held_out=held_out,
+        functools.partial(_drawn, points), (), density, projection=projection, held_out=held_out,
         origin=points.origin, offset=offset, scale=scale, digest=points.digest,
     )  # fmt: skip
     seen = target.shown(rows)
